@@ -1,0 +1,48 @@
+# make demo   sets everything up and runs the main job on a phantom archive (about 10 minutes on two cores)
+# make test   sets everything up and passes the tests
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test quick parity lint clean
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+BIN := $(VENV)/bin
+OUT ?= demo
+MINUTES ?= 10
+SEED ?= 0
+WORKERS ?= 2
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(BIN)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "jaxseg needs Python 3.11 or newer: none found on the PATH (or say make PYTHON=/path/to/python3.12)"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+setup: $(BIN)/.installed
+
+demo: setup
+	$(BIN)/jaxseg demo --out $(OUT) --minutes $(MINUTES) --seed $(SEED)
+
+test: setup lint
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not parity'
+
+quick: setup
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not parity'
+
+# torch must come first, and exactly this version: any other request brings gigabytes of GPU libraries.
+parity: setup
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet 'torch==2.13.0'
+	$(BIN)/python -m pip install --quiet 'monai>=1.6.1'
+	JAXSEG_REQUIRE_PARITY=1 $(BIN)/python -m pytest -n $(WORKERS) -m parity
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

@@ -1,0 +1,110 @@
+"""Files written whole or not at all, hashes, JSON, and a lock on a folder. Used by everything that writes."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxseg.errors import InputError, StorageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write under `path` into a StorageError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(
+                f"{path}: no space left on this disk while writing; free some space and run the same command again"
+            ) from error
+        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
+            raise StorageError(f"{path}: not writable ({error.strerror}); choose another --out or change its permissions") from error
+        raise
+
+
+def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
+    """Call `write(temporary)` and move the result to `path`, so that a reader never sees half a file.
+
+    The temporary file lies in the same folder and keeps the suffixes of `path` (writers choose a format by them).
+    """
+    path = Path(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".writing-", suffix="".join(path.suffixes[-2:]), dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with open(temporary, "rb") as done:
+                os.fsync(done.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write UTF-8 text whole or not at all."""
+    return write_whole(path, lambda temporary: temporary.write_bytes(text.encode()) and None)
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write bytes whole or not at all."""
+    return write_whole(path, lambda temporary: temporary.write_bytes(data) and None)
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write JSON (keys in the order given, NaN refused) whole or not at all."""
+    return write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; InputError if it is missing or is not JSON."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: this is not a JSON file ({error})") from None
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def lock_folder(folder: str | Path) -> Iterator[None]:
+    """Hold `folder` for one process; a second one gets a StorageError. The lock dies with its process."""
+    folder = Path(folder)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(handle, 64).decode(errors="replace").strip()
+            raise StorageError(
+                f"{folder}: another run (process {owner or 'unknown'}) is using this folder; wait for it, or choose another --out"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(handle)

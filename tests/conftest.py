@@ -1,0 +1,21 @@
+"""Fixtures for every test: eight simulated devices, a compilation cache for the session, and the folder of real scans."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"jaxseg-test-cache-{os.getuid()}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+@pytest.fixture(scope="session")
+def real_scans() -> Path:
+    """The folder of real scans (JAXSEG_TEST_DATA, by default ../shared/data beside the checkout); skips where there is none."""
+    root = Path(os.environ.get("JAXSEG_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"real scans not found at {root}: set JAXSEG_TEST_DATA to a folder that holds them")
+    return root
