@@ -1,0 +1,144 @@
+"""Which files of a folder are one case, its channels and its label. Called by the pipeline, `preprocess` and the store; reads names only.
+
+`layouts` knows the ways in which people lay out a folder.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxseg.data import layouts
+from jaxseg.data.layouts import Declared, Found
+from jaxseg.errors import InputError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's scan: a file per channel, perhaps a label, perhaps a split.
+
+    A 4-D file stands under each of its channels; `packed` then names all channels in the order of the file.
+    """
+
+    id: str
+    images: dict[str, Path]
+    label: Path | None = None
+    split: str | None = None
+    packed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaseSet:
+    """The cases of a folder in order of their ids.
+
+    Attributes:
+        channels: all channel names in a fixed order; a case may lack some.
+        labels: name → value (or values, for a region) where the folder declares them, else None.
+        kind: the layout that was recognised, for messages.
+        regions: whether labels overlap (each is a list of values).
+    """
+
+    cases: tuple[Case, ...]
+    channels: tuple[str, ...]
+    labels: dict[str, int | list[int]] | None
+    kind: str
+    regions: bool = False
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __iter__(self) -> Iterator[Case]:
+        return iter(self.cases)
+
+    @property
+    def labelled(self) -> tuple[Case, ...]:
+        """The cases that have a label."""
+        return tuple(case for case in self.cases if case.label is not None)
+
+
+def find_cases(folder: str | Path, *, channels: Sequence[str] | None = None, label: str | None = None) -> CaseSet:
+    """Sort the NIfTI files of a folder into cases, by their names alone (a broken scan is found like any other).
+
+    Understands, in this order: a `dataset.json` here or one level below (nnU-Net, Medical Decathlon); `imagesTr/` or `images/` with
+    `labelsTr/` or `labels/`; a folder per case (`STS_001/T1.nii.gz`); one flat folder (`ID_T1.nii.gz`, `ID_seg.nii.gz`).
+    Files are matched by name; hidden files and brain masks are passed over.
+
+    Args:
+        channels: use these channels in this order (any case of letters); a case that lacks one is kept without it.
+        label: which file is the label, where several might be: its name or the part after the case id, such as "tumour".
+
+    Raises:
+        InputError: no case was found, a case has several possible labels or files of the same channel, a label without an image,
+            or no case has a channel that was asked for.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'this is a file, expected a folder of cases' if folder.exists() else 'no such folder'}")
+    found, declared, kind = layouts.recognise(folder, label)
+    by_id: dict[tuple[str, str | None], list[Found]] = {}
+    for file in found:
+        by_id.setdefault((file.case, file.split), []).append(file)
+    cases = [_case(folder, case, split, files, label) for (case, split), files in sorted(by_id.items(), key=lambda item: str(item[0]))]
+    cases = _name_lone_images(cases, declared)
+    _check_unique(folder, cases)
+    return _case_set(folder, cases, declared, kind, channels)
+
+
+def _case(folder: Path, case: str, split: str | None, files: list[Found], label: str | None) -> Case:
+    images: dict[str, Path] = {}
+    for file in (file for file in files if file.role == "image"):
+        if file.channel in images:
+            raise InputError(
+                f"{folder}: case {case} has two files for channel {file.channel!r}: {images[file.channel].name} and {file.path.name}"
+            )
+        images[file.channel] = file.path
+    labels = [file for file in files if file.role == "label"]
+    if label is not None and len(labels) > 1:
+        labels = [file for file in labels if layouts.is_called(file, label)]
+    if len(labels) > 1:
+        names = ", ".join(sorted(file.path.name for file in labels)[:6]) + (", …" if len(labels) > 6 else "")
+        raise InputError(
+            f"{folder}: case {case} has {len(labels)} files that may be its label: {names}; say which with label= (--label-name)"
+        )
+    if not images:
+        raise InputError(f"{folder}: case {case} has a label ({labels[0].path.name}) but no image; add its image or move the label away")
+    packed = tuple(images) if len(images) > len(set(images.values())) else ()
+    return Case(case, images, labels[0].path if labels else None, split, packed)
+
+
+def _name_lone_images(cases: list[Case], declared: Declared) -> list[Case]:
+    """One image a case, called differently in each: that is one channel, `image`, not a channel per case."""
+    names = {name for case in cases for name in case.images}
+    lone = all(len(case.images) == 1 for case in cases) and len(names) == len(cases) > 1
+    if declared.channels or not lone or any(layouts.is_modality(name) for name in names):
+        return cases
+    return [Case(case.id, {"image": next(iter(case.images.values()))}, case.label, case.split) for case in cases]
+
+
+def _check_unique(folder: Path, cases: list[Case]) -> None:
+    seen: set[str] = set()
+    twice = sorted({case.id for case in cases if case.id in seen or seen.add(case.id)})
+    if twice:
+        raise InputError(
+            f"{folder}: {len(twice)} case ids appear twice (in training and test?): {', '.join(twice[:8])}; rename one of each"
+        )
+
+
+def _case_set(folder: Path, cases: list[Case], declared: Declared, kind: str, channels: Sequence[str] | None) -> CaseSet:
+    spelling: dict[str, str] = {name.lower(): name for name in declared.channels}
+    for name in sorted({name for case in cases for name in case.images}):
+        spelling.setdefault(name.lower(), name)
+    if channels is not None:
+        absent = [name for name in channels if name.lower() not in spelling]
+        if absent:
+            raise InputError(f"{folder}: no case has the channel {', '.join(absent)}; there is: {', '.join(spelling.values())}")
+        spelling = {name.lower(): name for name in channels}
+    chosen = []
+    for case in cases:
+        images = {name.lower(): path for name, path in case.images.items()}
+        kept = {name: images[key] for key, name in spelling.items() if key in images}
+        if not kept:
+            raise InputError(
+                f"{folder}: case {case.id} has none of the channels {', '.join(spelling.values())}; it has {', '.join(case.images)}"
+            )
+        chosen.append(Case(case.id, kept, case.label, case.split, case.packed))
+    return CaseSet(tuple(chosen), tuple(spelling.values()), declared.labels, kind, declared.regions)

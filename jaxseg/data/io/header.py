@@ -1,0 +1,242 @@
+"""A NIfTI header, checked: what must hold before a single voxel is believed. Called by `nifti`; pure functions of bytes and numbers.
+
+SimpleITK and nibabel accept most of what is refused here, or disagree about what it means.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff
+from nibabel.quaternions import fillpositive, quat2mat
+
+from jaxseg.data.volume import Grid
+from jaxseg.errors import GeometryError, InputError
+
+HEADER_BYTES = 540
+_SIZES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_REFUSED = {1: "1-bit", 32: "complex", 1792: "complex", 2048: "complex", 1536: "128-bit float", 128: "RGB colour", 2304: "RGBA colour"}
+_UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+_MAX_SHEAR = 1e-3  # cosine between two axes; float32 affines stay below 1e-5
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a reader may accept.
+
+    Attributes:
+        policy: which of two contradicting affines to believe.
+        assume_orientation: axis codes such as "RAS" for a file that states no orientation at all.
+        max_voxels, max_bytes: caps checked before anything is allocated.
+    """
+
+    policy: Literal["sform", "qform"] | None = None
+    assume_orientation: str | None = None
+    max_voxels: int = 2**31
+    max_bytes: int = 2**33
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checked header says: shape on disk, number type (numpy, with byte order), first byte of the voxels, scaling, grid."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+    slope: float
+    inter: float
+    grid: Grid
+    space_code: int
+    notes: tuple[str, ...]
+
+    @property
+    def data_bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+
+
+def parse(head: bytes, name: str, rules: Rules) -> Header:
+    """Check the first bytes of a NIfTI-1 or NIfTI-2 file.
+
+    Raises:
+        InputError: not a NIfTI header, impossible sizes, or a number type that is not a scalar intensity.
+        GeometryError: orientation or spacing is missing, unusable or contradictory.
+    """
+    raw = _raw_header(head, name)
+    shape = _shape(raw, name)
+    dtype = _dtype(raw, name)
+    _check_caps(shape, dtype, name, rules)
+    grid, code, notes = _grid(raw, shape, name, rules)
+    slope, inter = float(raw["scl_slope"]), float(raw["scl_inter"])
+    if not np.isfinite([slope, inter]).all() or slope == 0:
+        if slope != 0 or np.isnan(inter) or inter != 0:
+            notes.append(f"scl_slope {slope:g} and scl_inter {inter:g} mean unscaled")
+        slope, inter = 1.0, 0.0
+    return Header(shape, dtype, _offset(raw, name), slope, inter, grid, code, tuple(notes))
+
+
+def _raw_header(head: bytes, name: str):
+    if len(head) < 348:
+        raise InputError(f"{name}: truncated: {len(head)} bytes, but a NIfTI header alone has 348; copy the file again")
+    for order, size in ((order, size) for order in "<>" for size in _SIZES):
+        if int(np.frombuffer(head[:4], f"{order}i4")[0]) == size:
+            if len(head) < size:
+                raise InputError(f"{name}: truncated: {len(head)} bytes, but a NIfTI-2 header alone has 540; copy the file again")
+            raw = _SIZES[size](head[:size], endianness=order, check=False).structarr
+            break
+    else:
+        found = int(np.frombuffer(head[:4], "<i4")[0])
+        raise InputError(f"{name}: not a NIfTI file: sizeof_hdr is {found}, expected 348 (NIfTI-1) or 540 (NIfTI-2)")
+    magic = bytes(np.asarray(raw["magic"]).tobytes()[:3])
+    if magic in (b"ni1", b"ni2"):
+        raise InputError(f"{name}: a NIfTI header whose voxels lie in a separate .img file; convert the pair to one .nii.gz")
+    if magic not in (b"n+1", b"n+2"):
+        raise InputError(f"{name}: not a NIfTI file: its magic is {magic!r}, expected b'n+1' (Analyze files must be converted)")
+    return raw
+
+
+def _shape(raw, name: str) -> tuple[int, ...]:
+    dim = [int(n) for n in raw["dim"]]
+    if not 1 <= dim[0] <= 7:
+        raise InputError(f"{name}: damaged header: {dim[0]} dimensions, expected 3 (or 4 with channels)")
+    shape = dim[1 : dim[0] + 1]
+    if min(shape) < 1:
+        raise InputError(f"{name}: damaged header: dimensions {shape}, every one must be at least 1")
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    if len(shape) < 3:
+        raise InputError(f"{name}: a {len(shape)}-D image of {'×'.join(map(str, shape))} pixels; expected a 3-D scan")
+    if len(shape) > 4:
+        raise InputError(f"{name}: a {len(shape)}-D image {shape}; expected 3-D, or 4-D with channels last")
+    return tuple(shape)
+
+
+def _dtype(raw, name: str) -> np.dtype:
+    code = int(raw["datatype"])
+    if code not in _TYPES:
+        raise InputError(
+            f"{name}: voxels are {_REFUSED.get(code, 'of an unknown type')} (datatype {code}); expected one real number a voxel. "
+            "Convert it to a grey-value image first"
+        )
+    return np.dtype(_TYPES[code]).newbyteorder(raw.dtype["dim"].base.byteorder)
+
+
+def _check_caps(shape: tuple[int, ...], dtype: np.dtype, name: str, rules: Rules) -> None:
+    voxels = int(np.prod(shape, dtype=object))
+    if voxels > rules.max_voxels or voxels * dtype.itemsize > rules.max_bytes:
+        raise InputError(
+            f"{name}: the header declares {'×'.join(map(str, shape))} = {voxels:,} voxels ({voxels * dtype.itemsize:,} bytes), more than "
+            f"the limit of {rules.max_voxels:,} voxels or {rules.max_bytes:,} bytes; if that is true, raise max_voxels and max_bytes"
+        )
+
+
+def _offset(raw, name: str) -> int:
+    offset = float(raw["vox_offset"])
+    least = int(raw["sizeof_hdr"]) + 4
+    if not np.isfinite(offset) or offset < least or offset != int(offset):
+        raise InputError(
+            f"{name}: damaged header: the voxels are said to begin at byte {offset:g}, expected a whole number from {least} on"
+        )
+    return int(offset)
+
+
+def _grid(raw, shape: tuple[int, ...], name: str, rules: Rules) -> tuple[Grid, int, list[str]]:
+    pixdim = np.asarray(raw["pixdim"], float)
+    if not np.isfinite(pixdim[1:4]).all() or (pixdim[1:4] <= 0).any():
+        raise GeometryError(
+            f"{name}: voxel sizes (pixdim) are {pixdim[1:4].tolist()}, expected three positive numbers in mm; "
+            "mend the header, since readers disagree on what such a file means"
+        )
+    size, notes = (shape[0], shape[1], shape[2]), []
+    codes = {"sform": int(raw["sform_code"]), "qform": int(raw["qform_code"])}
+    readers = {"sform": lambda: _sform(raw, name), "qform": lambda: _qform(raw, pixdim, name)}
+    stated = [form for form in ("sform", "qform") if codes[form] > 0]
+    if rules.policy and rules.policy not in stated:
+        stated_text = " and ".join(stated) or "neither form"
+        raise GeometryError(f"{name}: policy {rules.policy!r} was asked for, but the file states {stated_text}")
+    if not stated:
+        affine, chosen = _assumed(size, pixdim, name, rules), "qform"
+        notes.append(f"orientation {rules.assume_orientation} assumed: the file states none")
+    else:
+        chosen = rules.policy or stated[0]
+        affine = readers[chosen]()
+        if rules.policy is None:
+            rivals = {form: readers[form]() for form in stated[1:]} or {"pixdim": _with_sizes(affine, pixdim)}
+            _check_agreement(Grid(size, affine), {form: Grid(size, rival) for form, rival in rivals.items()}, chosen, name)
+    factor = _UNIT_MM.get(int(raw["xyzt_units"]) & 7, 1.0)
+    if factor != 1:
+        affine = np.diag([factor, factor, factor, 1.0]) @ affine
+        notes.append(f"lengths were in units of {factor:g} mm")
+    return Grid(size, affine), max(codes[chosen], 1), notes
+
+
+def _sform(raw, name: str) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3] = [raw["srow_x"], raw["srow_y"], raw["srow_z"]]
+    return _usable(affine, "sform", name)
+
+
+def _qform(raw, pixdim: np.ndarray, name: str) -> np.ndarray:
+    try:
+        rotation = quat2mat(fillpositive([float(raw[key]) for key in ("quatern_b", "quatern_c", "quatern_d")], w2_thresh=-1e-5))
+    except ValueError:
+        raise GeometryError(f"{name}: the qform's quaternion is not a rotation; mend the header, or choose policy 'sform'") from None
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * pixdim[1:4] * [1, 1, -1 if pixdim[0] < 0 else 1]
+    affine[:3, 3] = [float(raw[f"qoffset_{axis}"]) for axis in "xyz"]
+    return _usable(affine, "qform", name)
+
+
+def _usable(affine: np.ndarray, form: str, name: str) -> np.ndarray:
+    """The affine, if it is finite, invertible and without shear."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or spacing.min() == 0 or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-6:
+        raise GeometryError(f"{name}: the {form} is not an invertible affine: {affine[:3].tolist()}; the scan's position is lost")
+    cosine = np.abs(np.triu((affine[:3, :3] / spacing).T @ (affine[:3, :3] / spacing), 1)).max()
+    if cosine > _MAX_SHEAR:
+        degrees = np.degrees(np.arcsin(min(cosine, 1.0)))
+        raise GeometryError(
+            f"{name}: the {form} is sheared: two axes are {degrees:.2f}° away from a right angle. jaxseg refuses sheared grids "
+            "rather than resampling them unasked; resample the scan onto a rectangular grid first"
+        )
+    return affine
+
+
+def _with_sizes(affine: np.ndarray, pixdim: np.ndarray) -> np.ndarray:
+    """The affine with the voxel sizes of pixdim, turned about the first voxel."""
+    rival = affine.copy()
+    rival[:3, :3] *= pixdim[1:4] / np.linalg.norm(affine[:3, :3], axis=0)
+    return rival
+
+
+def _check_agreement(grid: Grid, rivals: dict[str, Grid], chosen: str, name: str) -> None:
+    for form, rival in rivals.items():
+        flipped = np.linalg.det(grid.affine[:3, :3]) * np.linalg.det(rival.affine[:3, :3]) < 0
+        if flipped or grid.offset_from(rival) > 0.5:
+            what = "a mirror image (left and right are swapped)" if flipped else f"corners up to {grid.offset_from(rival):.1f} voxels apart"
+            raise GeometryError(
+                f"{name}: {chosen} and {form} contradict each other: {what}. {chosen}: {grid.describe()}; {form}: {rival.describe()}. "
+                f"Find out which is right and choose policy 'sform' or 'qform'"
+            )
+
+
+def _assumed(size: tuple[int, int, int], pixdim: np.ndarray, name: str, rules: Rules) -> np.ndarray:
+    codes = rules.assume_orientation
+    if codes is None:
+        raise GeometryError(
+            f"{name}: the file states no orientation (qform_code and sform_code are 0), and readers disagree on front and back; "
+            "choose assume_orientation, such as 'RAS' or 'LAS'"
+        )
+    pairs = ("LR", "PA", "IS")
+    if len(codes) != 3 or any(sum(code in pair for code in codes.upper()) != 1 for pair in pairs):
+        raise GeometryError(f"assume_orientation {codes!r}: expected three letters such as 'RAS', one out of each of L/R, P/A, I/S")
+    flips = axcodes2ornt(tuple(codes.upper()))
+    world = np.zeros(3, int)
+    world[flips[:, 0].astype(int)] = size
+    affine = np.linalg.inv(inv_ornt_aff(flips, size))
+    spacing = np.eye(4)
+    spacing[flips[:, 0].astype(int), flips[:, 0].astype(int)] = pixdim[1:4]
+    affine = spacing @ affine
+    affine[:3, 3] -= affine[:3, :3] @ ((np.asarray(size) - 1) / 2) + affine[:3, 3]
+    return affine

@@ -1,0 +1,143 @@
+"""`load_volume`, `load_label` and `read_grid`: files to checked volumes. Called by `preprocess`, `archive`, `infer` and users."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from jaxseg.data.io import nifti
+from jaxseg.data.io.header import Rules
+from jaxseg.data.volume import Grid, Source, Volume, stack_channels, to_ras
+from jaxseg.errors import InputError
+
+PathLike = str | Path
+
+
+def load_volume(
+    path: PathLike | Sequence[PathLike] | Mapping[str, PathLike],
+    *,
+    reorient: bool = True,
+    channels: Sequence[str] | None = None,
+    policy: Literal["sform", "qform"] | None = None,
+    assume_orientation: str | None = None,
+    nonfinite: float | None = None,
+    max_voxels: int = 2**31,
+    max_bytes: int = 2**33,
+) -> Volume:
+    """Read a scan: float32 `(x, y, z, c)`, scaled, axes in RAS+ order unless `reorient=False`.
+
+    Args:
+        path: one file, several (a channel each), or {channel: file}. Several are put onto the first one's grid by world coordinates.
+        channels: names of the channels of one 4-D file (which is refused without them) or of the files in a list; by default a
+            channel is called as its file.
+        policy: which affine to believe where qform and sform contradict each other (refused without it).
+        assume_orientation: axis codes such as "RAS" for files that state no orientation (refused without it).
+        nonfinite: value that replaces NaN and infinities (refused without it).
+        max_voxels, max_bytes: caps on what a header may declare, checked before memory is taken.
+
+    Raises:
+        InputError: missing, truncated or damaged file, not a 3-D scan, NaN; GeometryError: unusable or contradictory orientation.
+    """
+    rules = Rules(policy, assume_orientation, max_voxels, max_bytes)
+    if isinstance(path, Mapping):
+        named = [(name, Path(file)) for name, file in path.items()]
+    elif isinstance(path, str | Path):
+        return _load(Path(path), channels, rules, reorient, nonfinite)
+    else:
+        names = channels or [nifti.stem(Path(file)) for file in path]
+        if len(names) != len(path):
+            raise InputError(f"{len(path)} files were given with {len(names)} channel names: {', '.join(names)}")
+        named = [(name, Path(file)) for name, file in zip(names, path, strict=True)]
+    if not named:
+        raise InputError("no file was given; expected at least one scan")
+    if len({file for _, file in named}) < len(named):
+        raise InputError(
+            f"{named[0][1]}: one file was given for several channels; load a 4-D file by itself with channels= in its own order"
+        )
+    volumes = [_load(file, [name], rules, reorient, nonfinite) for name, file in named]
+    stacked = stack_channels(volumes)
+    source = stacked.source
+    assert source is not None
+    return replace(stacked, source=replace(source, paths=tuple(file for _, file in named)))
+
+
+def load_label(
+    path: PathLike,
+    *,
+    reorient: bool = True,
+    policy: Literal["sform", "qform"] | None = None,
+    assume_orientation: str | None = None,
+    max_voxels: int = 2**31,
+    max_bytes: int = 2**33,
+) -> Volume:
+    """Read a label map: whole numbers from 0 on, `(x, y, z, 1)`, as uint8, uint16 or int32, whichever is smallest.
+
+    Raises:
+        InputError: values that are negative or not whole (with counts), and all that `load_volume` refuses.
+    """
+    path = Path(path)
+    rules = Rules(policy, assume_orientation, max_voxels, max_bytes)
+    decoded = nifti.decode(nifti.read_bytes(path, rules), str(path), rules)
+    scaled = decoded.header.slope != 1 or decoded.header.inter != 0
+    values = decoded.values() if scaled else decoded.stored
+    return _volume(path, decoded, _whole_numbers(values, path), ["label"], reorient)
+
+
+def read_grid(path: PathLike) -> Grid:
+    """The grid of a scan as stored, from its header alone; the same checks of the header as `load_volume`."""
+    return nifti.read_header(Path(path), Rules()).grid
+
+
+def decoded_volume(
+    path: Path, decoded: nifti.Decoded, channels: Sequence[str] | None, *, reorient: bool, nonfinite: float | None
+) -> Volume:
+    """Intensities of a decoded file as a volume, checked to be finite and to have the channels said."""
+    values = decoded.values()
+    if values.ndim == 4 and len(channels or ()) != values.shape[3]:
+        said = f"{len(channels)} were named: {', '.join(channels)}" if channels else "no channel was named"
+        raise InputError(f"{path}: a 4-D image with {values.shape[3]} volumes, but {said}; name its channels, or split it into files")
+    if values.ndim == 3 and len(channels or " ") != 1:
+        raise InputError(f"{path}: a 3-D image, but {len(channels or ())} channels were named: {', '.join(channels or ())}")
+    bad = ~np.isfinite(values)
+    if count := int(np.count_nonzero(bad)):
+        if nonfinite is None:
+            nans = int(np.count_nonzero(np.isnan(values)))
+            raise InputError(
+                f"{path}: {count:,} of {values.size:,} voxels are not finite ({nans:,} NaN, {count - nans:,} infinite); "
+                "mend the scan, or choose a value for them with nonfinite="
+            )
+        values[bad] = nonfinite
+    return _volume(path, decoded, values, channels or [nifti.stem(path)], reorient)
+
+
+def _load(path: Path, channels: Sequence[str] | None, rules: Rules, reorient: bool, nonfinite: float | None) -> Volume:
+    decoded = nifti.decode(nifti.read_bytes(path, rules), str(path), rules)
+    return decoded_volume(path, decoded, channels, reorient=reorient, nonfinite=nonfinite)
+
+
+def _volume(path: Path, decoded: nifti.Decoded, values: np.ndarray, channels: Sequence[str], reorient: bool) -> Volume:
+    head = decoded.header
+    source = Source((path,), head.grid, head.dtype.name, head.slope, head.inter, head.space_code)
+    volume = Volume(values if values.ndim == 4 else values[..., None], head.grid.affine, tuple(channels), source)
+    return to_ras(volume) if reorient else volume
+
+
+def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
+    if values.ndim != 3:
+        raise InputError(f"{path}: a label map must be 3-D; found shape {values.shape}")
+    if values.dtype.kind == "f":
+        fraction = int(np.count_nonzero(~(values == np.round(values)) | ~np.isfinite(values)))
+        if fraction:
+            raise InputError(
+                f"{path}: {fraction:,} of {values.size:,} label values are not whole numbers, such as "
+                f"{values[~(values == np.round(values))][0]:g}; a label map holds classes 0, 1, 2, … "
+                "(was it interpolated as if it were an image?)"
+            )
+    low, high = values.min(), values.max()
+    if low < 0:
+        raise InputError(f"{path}: {int(np.count_nonzero(values < 0)):,} label values are negative (down to {low:g}); expected 0, 1, 2, …")
+    if high > 2**31 - 1:
+        raise InputError(f"{path}: label values up to {high:g} are beyond 32 bits; expected 0, 1, 2, …")
+    return values.astype(np.uint8 if high < 256 else np.uint16 if high < 65536 else np.int32)

@@ -1,0 +1,248 @@
+"""A scan with its geometry (`Volume`, `Grid`), and moving it between grids by world coordinates.
+
+Called by `io` (which makes volumes), `preprocess` (orientation, spacing, stacking) and `infer` (results back onto the scan's grid).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
+from scipy import ndimage
+
+from jaxseg.errors import GeometryError
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where voxels lie: a shape and the affine from voxel indices to RAS+ millimetres."""
+
+    shape: tuple[int, int, int]
+    affine: Float[np.ndarray, "4 4"]
+
+    @cached_property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxels along x, y, z, in mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        """Volume of one voxel in millilitres (1000 mm³)."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+    @property
+    def orientation(self) -> str:
+        """The world direction that each voxel axis runs towards, as "RAS" or "PSR"."""
+        return "".join(str(code) for code in aff2axcodes(self.affine))
+
+    def corners(self) -> Float[np.ndarray, "8 3"]:
+        """World positions (mm) of the centres of the eight corner voxels."""
+        index = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1).reshape(8, 3)
+        return index @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def offset_from(self, other: "Grid") -> float:
+        """Largest distance between equal corners, in voxels (of the finest axis of the two); infinite where the shapes differ."""
+        if self.shape != other.shape:
+            return float("inf")
+        distance = np.linalg.norm(self.corners() - other.corners(), axis=1).max()
+        return float(distance / min(*self.spacing, *other.spacing))
+
+    def same_as(self, other: "Grid", tol: float = 0.1) -> bool:
+        """Whether shapes are equal and no corner lies further than `tol` voxels from its partner."""
+        return self.offset_from(other) <= tol
+
+    def describe(self) -> str:
+        """Shape, spacing, orientation and origin in one phrase, for messages."""
+        spacing = "×".join(f"{value:.4g}" for value in self.spacing)
+        origin = ", ".join(f"{value:.2f}" for value in self.affine[:3, 3])
+        return f"{'×'.join(map(str, self.shape))} voxels of {spacing} mm, {self.orientation}, origin ({origin}) mm"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a volume was on disk, so that results can go back: files, grid before reorientation, number type and scaling."""
+
+    paths: tuple[Path, ...]
+    grid: Grid
+    dtype: str
+    slope: float = 1.0
+    inter: float = 0.0
+    space_code: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """Voxels `(x, y, z, c)`, the affine to RAS+ mm, one name a channel, and where it came from. Nothing else carries geometry."""
+
+    array: Shaped[np.ndarray, "x y z c"]
+    affine: Float[np.ndarray, "4 4"]
+    channels: tuple[str, ...]
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 4 or self.array.shape[3] != len(self.channels):
+            raise GeometryError(
+                f"a volume needs an array (x, y, z, c) with one name a channel; "
+                f"found shape {self.array.shape} with the names {list(self.channels)}"
+            )
+        if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all() or abs(np.linalg.det(self.affine[:3, :3])) < 1e-12:
+            raise GeometryError(f"a volume needs an invertible 4×4 affine; found {self.affine.tolist()}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along x, y, z."""
+        x, y, z = self.array.shape[:3]
+        return x, y, z
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Shape and affine."""
+        return Grid(self.shape, self.affine)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """mm along x, y, z."""
+        return self.grid.spacing
+
+
+def reorient_like(volume: Volume, affine: Float[np.ndarray, "4 4"]) -> Volume:
+    """Permute and flip the axes of `volume` so that they run as those of `affine`; voxels keep their values and world positions."""
+    change = ornt_transform(io_orientation(volume.affine), io_orientation(affine))
+    if np.array_equal(change, [[0, 1], [1, 1], [2, 1]]):
+        return volume
+    array = apply_orientation(volume.array, change)
+    return replace(volume, array=array, affine=volume.affine @ inv_ornt_aff(change, volume.shape))
+
+
+def to_ras(volume: Volume) -> Volume:
+    """The same voxels with axes running (closest to) right, anterior, superior. Exact: nothing is interpolated."""
+    return reorient_like(volume, np.eye(4))
+
+
+def to_grid(
+    volume: Volume, grid: Grid, *, order: int = 1, labels: bool = False, fill: float | None = None, antialias: bool = True
+) -> Volume:
+    """Sample `volume` at the world positions of `grid`: any permutation, flip, rotation, spacing and origin.
+
+    Args:
+        order: spline order for images (0 nearest, 1 linear, 3 cubic).
+        labels: values are classes: each class is interpolated linearly as 0/1 and the largest wins (ties go to the nearest voxel).
+        fill: value outside the field of view, which ends half a voxel beyond the outermost voxel centres. Default: the channel's
+            minimum, 0 for labels.
+        antialias: smooth images along axes that get coarser, by a Gaussian that takes a voxel's width to the new one
+            (variance (f² - 1) / (8 ln 2) voxels² for a factor f; Cardoso et al., MICCAI 2015).
+    Returns: a volume on `grid`, dtype float32 for images, unchanged for labels. `source` is kept.
+    """
+    if volume.grid.same_as(grid, tol=1e-3):
+        return replace(volume, affine=grid.affine)
+    volume = reorient_like(volume, grid.affine)
+    step = np.linalg.inv(volume.affine) @ grid.affine
+    outside = _outside(step, grid.shape, volume.shape)
+    planes = [volume.array[..., i] for i in range(len(volume.channels))]
+    if labels:
+        done = [_sample_labels(plane, step, grid.shape) for plane in planes]
+    else:
+        done = [_sample(_smooth(plane, step) if antialias else plane.astype(np.float32), step, grid.shape, order) for plane in planes]
+    for plane, new in zip(planes, done, strict=True):
+        new[outside] = fill if fill is not None else (0 if labels else plane.min())
+    return replace(volume, array=np.stack(done, -1), affine=grid.affine)
+
+
+def spacing_grid(grid: Grid, spacing: Sequence[float]) -> Grid:
+    """The grid of exactly `spacing` (mm) over the same field of view: round(shape·old/new) voxels (nnU-Net's rule), about the same centre.
+
+    The two fields of view differ by less than half a new voxel along each axis, because a number of voxels is whole.
+    """
+    ratio = np.asarray(spacing, float) / np.asarray(grid.spacing)
+    if ratio.shape != (3,) or not np.isfinite(ratio).all() or (ratio <= 0).any():
+        raise GeometryError(f"spacing must be three positive numbers in mm; found {tuple(spacing)}")
+    shape = np.maximum(1, np.floor(np.asarray(grid.shape) / ratio + (0.5 + 1e-6))).astype(int)
+    affine = grid.affine.copy()
+    affine[:3, :3] = grid.affine[:3, :3] * ratio
+    centre = grid.affine[:3, :3] @ ((np.asarray(grid.shape) - 1) / 2) + grid.affine[:3, 3]
+    affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
+    x, y, z = (int(n) for n in shape)
+    return Grid((x, y, z), affine)
+
+
+def resample_to_spacing(
+    volume: Volume, spacing: Sequence[float], *, order: int = 1, labels: bool = False, antialias: bool = True
+) -> Volume:
+    """Resample to `spacing` (mm along x, y, z), keeping the field of view and every world position (see `spacing_grid`, `to_grid`)."""
+    grid = spacing_grid(volume.grid, spacing)
+    if np.allclose(volume.spacing, spacing, rtol=1e-4, atol=0) and grid.shape == volume.shape:
+        return volume
+    return to_grid(volume, grid, order=order, labels=labels, antialias=antialias)
+
+
+def stack_channels(volumes: Sequence[Volume], on: int = 0) -> Volume:
+    """One volume with the channels of all, on the grid of `volumes[on]`; the others are resampled onto it by world coordinates."""
+    reference = volumes[on]
+    aligned = [volume if volume is reference else to_grid(volume, reference.grid) for volume in volumes]
+    names = tuple(name for volume in volumes for name in volume.channels)
+    array = np.concatenate([volume.array for volume in aligned], -1)
+    return replace(reference, array=array, channels=names)
+
+
+def _outside(step: np.ndarray, shape: tuple[int, ...], source_shape: tuple[int, ...]) -> np.ndarray:
+    """Which voxels of the new grid lie more than half a source voxel beyond the source's outermost voxel centres."""
+    index = np.ogrid[tuple(slice(n) for n in shape)]
+    outside = np.zeros(shape, bool)
+    for row, size in zip(step[:3], source_shape, strict=True):
+        position = row[3] + sum(row[j] * index[j] for j in range(3) if abs(row[j]) * shape[j] > 1e-9)
+        outside |= (position < -0.5 - 1e-4) | (position > size - 0.5 + 1e-4)
+    return outside
+
+
+def _sample(plane: np.ndarray, step: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
+    matrix = step[:3, :3]
+    diagonal = np.diag(matrix)
+    if np.abs(matrix - np.diag(diagonal)).max() * max(shape) < 1e-4:
+        matrix = diagonal  # scipy takes a much faster path for a vector
+    return ndimage.affine_transform(plane, matrix, cast(float, step[:3, 3]), shape, output=plane.dtype, order=order, mode="nearest")
+
+
+def _smooth(plane: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """Low-pass `plane` for sampling with the strides of `step`; float32."""
+    factor = np.maximum(np.abs(step[:3, :3]).max(1), 1.0)
+    sigma = np.sqrt((factor**2 - 1) / (8 * np.log(2)))
+    plane = plane.astype(np.float32)
+    return ndimage.gaussian_filter(plane, sigma, mode="nearest") if sigma.max() > 0.25 else plane
+
+
+def _sample_labels(plane: np.ndarray, step: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    label = np.zeros(shape, plane.dtype)
+    box = _reach(plane != 0, step, shape)
+    if box is None:
+        return label
+    inner = step.copy()
+    inner[:3, 3] += step[:3, :3] @ [part.start for part in box]
+    size = tuple(part.stop - part.start for part in box)
+    nearest = _sample(plane, inner, size, 0)
+    part, best = nearest.copy(), np.full(size, -1.0, np.float32)
+    for value in np.unique(plane):
+        # The bonus settles ties: always giving them to the lowest class would shrink every structure when halving a grid.
+        score = _sample((plane == value).astype(np.float32), inner, size, 1) + 1e-3 * (nearest == value)
+        better = score > best
+        part[better], best[better] = value, score[better]
+    label[box] = part
+    return label
+
+
+def _reach(mask: np.ndarray, step: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...] | None:
+    """The box of the new grid that the true voxels of `mask` can touch, None where there is none."""
+    if not mask.any():
+        return None
+    where = [np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
+    # Beyond the border the outermost voxels go on, so a mask that touches it reaches out of the field of view.
+    ends = [(w[0] - 1 if w[0] else -n, w[-1] + 1 if w[-1] < n - 1 else 2 * n) for w, n in zip(where, mask.shape, strict=True)]
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(8, 3)
+    back = (corners - step[:3, 3]) @ np.linalg.inv(step[:3, :3]).T
+    low = np.clip(np.floor(back.min(0)), 0, np.asarray(shape) - 1).astype(int)
+    high = np.clip(np.ceil(back.max(0)) + 1, low + 1, shape).astype(int)
+    return tuple(slice(int(start), int(stop)) for start, stop in zip(low, high, strict=True))

@@ -1,0 +1,124 @@
+"""3-D convolution, its cheap special cases (1x1x1, kernel = stride) and changes of resolution. UNETR calls these.
+
+Arrays are `(b, x, y, z, c)` and kernels `(kx, ky, kz, in, out)`. One function, `conv3d`, chooses the form by the platform that a program
+is lowered for: plain `lax.conv` on GPU and TPU, `models.conv_cpu` for 3x3x3 kernels on CPU.
+"""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxseg.models import conv_cpu
+
+Form = Literal["auto", "lax"]
+Factors = tuple[int, int, int]
+
+
+def conv3d(
+    x: Float[Array, "b x y z i"],
+    kernel: Float[Array, "kx ky kz i o"],
+    bias: Float[Array, "o"] | None = None,
+    *,
+    stride: int | Factors = 1,
+    padding: str = "SAME",
+    form: Form = "auto",
+) -> Float[Array, "b x2 y2 z2 o"]:
+    """Cross-correlate `x` with `kernel` (what every framework calls convolution), in the type of `x`, with float32 sums.
+
+    Args:
+        stride: voxels between outputs, one number or one an axis.
+        padding: "SAME" (zeros; with an odd kernel and stride 1 equal to torch's padding = k // 2) or "VALID".
+        form: "auto" lets 3x3x3 kernels of stride 1 take a faster form where the program runs on a CPU; "lax" never does. The answers agree
+            to rounding. The fast form has first derivatives in reverse mode only.
+    """
+    strides = (stride,) * 3 if isinstance(stride, int) else tuple(stride)
+    kernel = kernel.astype(x.dtype)
+    if kernel.shape[:3] == strides == (1, 1, 1):
+        out = jnp.einsum("bxyzi,io->bxyzo", x, kernel[0, 0, 0])
+    elif form == "auto" and kernel.shape[:3] == (3, 3, 3) and strides == (1, 1, 1) and padding == "SAME":
+        out = _conv_by_platform(x, kernel)
+    else:
+        out = _lax_conv(x, kernel, strides, padding)
+    return out if bias is None else out + bias.astype(x.dtype)
+
+
+def upsample_conv(
+    x: Float[Array, "b x y z i"], kernel: Float[Array, "fx fy fz i o"], bias: Float[Array, "o"] | None = None
+) -> Float[Array, "b x2 y2 z2 o"]:
+    """Transposed convolution with kernel = stride = the kernel's first three axes: each voxel becomes a block, no two blocks overlap.
+
+    So it is one matrix product and a pixel shuffle, exactly. Torch's kernel `(in, out, fx, fy, fz)` is this one with its axes moved only.
+    """
+    kernel = kernel.astype(x.dtype)
+    blocks = jnp.einsum("bxyzi,jklio->bxjykzlo", x, kernel)
+    b, nx, fx, ny, fy, nz, fz, out = blocks.shape
+    y = blocks.reshape(b, nx * fx, ny * fy, nz * fz, out)
+    return y if bias is None else y + bias.astype(x.dtype)
+
+
+def space_to_depth(x: Float[Array, "b x y z c"], factors: Factors) -> Float[Array, "b x2 y2 z2 f"]:
+    """Fold blocks of `factors` voxels into channels, ordered (fx fy fz c); the sides must be multiples of the factors."""
+    fx, fy, fz = factors
+    return rearrange(x, "b (x i) (y j) (z k) c -> b x y z (i j k c)", i=fx, j=fy, k=fz)
+
+
+def depth_to_space(x: Float[Array, "b x y z f"], factors: Factors) -> Float[Array, "b x2 y2 z2 c"]:
+    """The inverse of `space_to_depth`: channels (fx fy fz c) become blocks of voxels (pixel shuffle)."""
+    fx, fy, fz = factors
+    return rearrange(x, "b x y z (i j k c) -> b (x i) (y j) (z k) c", i=fx, j=fy, k=fz)
+
+
+def upsample(
+    x: Float[Array, "b x y z c"], factors: Factors, *, method: Literal["linear", "nearest"] = "linear"
+) -> Float[Array, "b x2 y2 z2 c"]:
+    """Interpolate without weights; voxel centres aligned as in torch with align_corners=False, borders repeated."""
+    if method == "nearest":
+        for axis, factor in zip((1, 2, 3), factors):
+            x = jnp.repeat(x, factor, axis)
+        return x
+    shape = (x.shape[0], *(n * f for n, f in zip(x.shape[1:4], factors)), x.shape[4])
+    return jax.image.resize(x, shape, "linear", antialias=False).astype(x.dtype)
+
+
+def kernel_init(key: Array, shape: tuple[int, ...], *, fan_in: int | None = None) -> Float[Array, "..."]:
+    """Uniform in +-1/sqrt(fan in), as torch's convolutions by default; the fan in is given, or all of `shape` (..., in, out) but the last."""
+    bound = 1 / math.sqrt(fan_in or math.prod(shape[:-1]))
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def _lax_conv(x, kernel, strides, padding):
+    dims = ("NHWDC", "HWDIO", "NHWDC")
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dims)
+
+
+def _plain(x, kernel):
+    return _lax_conv(x, kernel, (1, 1, 1), "SAME")
+
+
+def _plain_gradients(x, kernel, gradient):
+    return jax.vjp(_plain, x, kernel)[1](gradient)
+
+
+def _cpu_gradients(x, kernel, gradient):
+    return conv_cpu.input_gradient(gradient, kernel), conv_cpu.kernel_gradient(x, gradient).astype(kernel.dtype)
+
+
+@jax.custom_vjp
+def _conv_by_platform(x, kernel):
+    return lax.platform_dependent(x, kernel, cpu=conv_cpu.forward, default=_plain)
+
+
+def _forward(x, kernel):
+    return _conv_by_platform(x, kernel), (x, kernel)
+
+
+def _backward(saved, gradient):
+    return lax.platform_dependent(*saved, gradient, cpu=_cpu_gradients, default=_plain_gradients)
+
+
+_conv_by_platform.defvjp(_forward, _backward)

@@ -1,0 +1,128 @@
+"""AdamW with warm-up and cosine, clipping, weight decay by parameter name, and layer-wise learning rates. Used by all training."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxseg.errors import ConfigError
+from jaxseg.train.state import array_names
+
+# Names (one dotted part) whose arrays are not weights of a linear map: shrinking them towards zero has no meaning.
+_UNDECAYED = re.compile(
+    r"(bias|b|scale|gamma|beta|\w*norm\d*|\w*layer_?scale\d*|pos(itions?)?|pos_\w+|position_\w+|registers?|(\w*_)?tokens?)"
+)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How parameters move.
+
+    Attributes:
+        lr: peak learning rate.
+        steps: steps of the whole schedule, warm-up included.
+        warmup: steps of linear warm-up.
+        final: learning rate at the end, as a fraction of `lr`.
+        weight_decay: AdamW's, on weights only (no norms, biases, positions, tokens, layer scales), by name.
+        betas: AdamW's.
+        clip: largest global gradient norm, None for no clipping.
+        layer_decay: block i of `encoder.blocks` (n blocks, i from 0) learns at `layer_decay ** (n - i)`, the embedding at `layer_decay
+            ** (n + 1)`, everything else at 1 (BEiT, arXiv 2106.08254).
+        freeze: dotted prefixes of parameters that stay as they are.
+    """
+
+    lr: float = 1e-3
+    steps: int = 1000
+    warmup: int = 50
+    final: float = 0.01
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float | None = 1.0
+    layer_decay: float = 1.0
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.lr <= 0 or self.steps < 1 or not 0 <= self.warmup <= self.steps:
+            raise ConfigError(f"lr={self.lr}, warmup={self.warmup}, steps={self.steps}: need lr > 0, steps >= 1 and 0 <= warmup <= steps")
+        if not 0 < self.layer_decay <= 1 or not 0 <= self.final <= 1:
+            raise ConfigError(f"layer_decay={self.layer_decay} must lie in (0, 1] and final={self.final} in [0, 1]")
+
+
+def learning_rate(config: OptimConfig) -> optax.Schedule:
+    """Step → learning rate: linear to `lr` in `warmup` steps, then a half cosine to `final * lr` at `steps`."""
+    cosine = optax.cosine_decay_schedule(config.lr, max(1, config.steps - config.warmup), config.final)
+    if config.warmup == 0:
+        return cosine
+    # From lr / (warmup + 1), not 0: the first step would otherwise be spent on nothing.
+    first = config.lr / (config.warmup + 1)
+    return optax.join_schedules([optax.linear_schedule(first, config.lr, config.warmup), cosine], [config.warmup])
+
+
+def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransformation:
+    """The optimizer of `config` for parameters with these names and shapes (`params` may be abstract).
+
+    Raises ConfigError for layer decay without `encoder.blocks`, or a `freeze` prefix that matches nothing.
+    """
+    parts = [optax.clip_by_global_norm(config.clip)] if config.clip is not None else []
+    parts += [
+        optax.scale_by_adam(*config.betas),
+        optax.add_decayed_weights(config.weight_decay, decay_mask(params)),
+        optax.scale_by_learning_rate(learning_rate(config)),
+    ]
+    if config.layer_decay != 1.0 or config.freeze:
+        parts.append(scale_by_tree(multipliers(config, params)))
+    if config.freeze:
+        parts.insert(0, scale_by_tree(multipliers(OptimConfig(freeze=config.freeze), params)))
+    return optax.chain(*parts)
+
+
+def scale_by_tree(factors: Any) -> optax.GradientTransformation:
+    """Multiply each update by the array of the same place in `factors`, broadcast against it."""
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda update, factor: update * factor, updates, factors))
+
+
+def decay_mask(params: Any) -> Any:
+    """True where weight decay applies: no part of the array's name is that of a norm, bias, position table, token or layer scale."""
+    return _by_name(params, lambda name, _: not any(_UNDECAYED.fullmatch(part) for part in name.split(".")))
+
+
+def multipliers(config: OptimConfig, params: Any) -> Any:
+    """The factor of each parameter's learning rate; for stacked blocks a vector over depth, `(depth, 1, ...)`, float32."""
+    names = array_names(params)
+    depths = {leaf.shape[0] for name, leaf in zip(names, jax.tree.leaves(params)) if name.startswith("encoder.blocks.")}
+    if config.layer_decay != 1.0 and len(depths) != 1:
+        raise ConfigError(
+            f"layer_decay={config.layer_decay} needs parameters encoder.blocks.* stacked over one depth; found depths {sorted(depths)}"
+        )
+    lost = [prefix for prefix in config.freeze if not any(_within(name, prefix) for name in names)]
+    if lost:
+        tops = sorted({".".join(name.split(".")[:2]) for name in names})
+        raise ConfigError(f"freeze: no parameter begins with {', '.join(lost)}; there are {', '.join(tops)}")
+    depth = depths.pop() if depths else 0
+
+    def factor(name: str, leaf: Any) -> Any:
+        if any(_within(name, prefix) for prefix in config.freeze):
+            return np.float32(0)
+        if name.startswith("encoder.blocks."):
+            return (config.layer_decay ** np.arange(depth, 0, -1, dtype=np.float32)).reshape(-1, *[1] * (leaf.ndim - 1))
+        if name.startswith("encoder.") and not _FINAL_NORM.match(name):
+            return np.float32(config.layer_decay ** (depth + 1))
+        return np.float32(1)
+
+    return _by_name(params, factor)
+
+
+# The norm after the last block belongs to the head's side of the network.
+_FINAL_NORM = re.compile(r"encoder\.\w*norm\d*\.")
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix.removesuffix(".") + ".")
+
+
+def _by_name(params: Any, function: Any) -> Any:
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.unflatten(structure, [function(name, leaf) for name, leaf in zip(array_names(params), leaves)])

@@ -1,0 +1,108 @@
+"""The folder of one training run: resolved config, provenance, log, checkpoints, lock. Opened by pretraining and fine-tuning."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxseg.errors import ConfigError
+from jaxseg.files import lock_folder, read_json, write_json
+from jaxseg.train.log import RunLog
+
+# Settings that change how often a run reports or saves, never its numbers.
+MAY_CHANGE = ("log_every", "save_every", "max_skips")
+
+
+class RunFolder:
+    """A run on disk: `config.json`, `provenance.json`, `log.jsonl`, `checkpoints/`. Use `RunFolder.open`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.log = RunLog(self.path / "log.jsonl")
+        self.checkpoints = self.path / "checkpoints"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the run; the truth on resume."""
+        return read_json(self.path / "config.json")
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: str | Path, config: Any, *, may_change: tuple[str, ...] = ()) -> Iterator["RunFolder"]:
+        """Hold the folder for this run, new or resumed.
+
+        Args:
+            path: made if missing.
+            config: a dataclass or mapping of JSON values, resolved.
+            may_change: names (`loop.steps`, or the last part, `steps`) that a resumed run may set otherwise, `MAY_CHANGE` apart.
+
+        Raises:
+            ConfigError: the folder holds a run with another config; the message lists the differences.
+            StorageError: not writable, or in use by another process.
+        """
+        run, resolved = cls(path), _as_json(config)
+        if jax.process_index() != 0:
+            yield run
+            return
+        with lock_folder(run.path):
+            if (run.path / "config.json").exists():
+                _refuse_changes(run, resolved, (*MAY_CHANGE, *may_change))
+            write_json(run.path / "config.json", resolved)
+            run._note_provenance()
+            yield run
+
+    def _note_provenance(self) -> None:
+        path = self.path / "provenance.json"
+        before = read_json(path)["sessions"] if path.exists() else []
+        write_json(path, {"sessions": [*before, provenance()]})
+
+
+def provenance() -> dict[str, Any]:
+    """When, with which command, on which machine and with which versions: one session of a run. Holds no path and no name of the user."""
+    packages = ("jaxseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "devices": [f"{device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _as_json(config: Any) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, np.generic):
+            return value.item()
+        raise ConfigError(f"a config holds JSON values only; found {type(value).__name__}: {value!r}")
+
+    return json.loads(json.dumps(dict(config) if isinstance(config, Mapping) else config, default=plain))
+
+
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    return {key: each for part, inner in value.items() for key, each in _flatten(inner, f"{name}.{part}".lstrip(".")).items()}
+
+
+def _refuse_changes(run: RunFolder, resolved: dict[str, Any], may_change: tuple[str, ...]) -> None:
+    before, now = _flatten(run.config), _flatten(resolved)
+    changed = [name for name in {**before, **now} if before.get(name, "not set") != now.get(name, "not set")]
+    refused = [name for name in changed if name not in may_change and name.rsplit(".", 1)[-1] not in may_change]
+    if refused:
+        lines = "\n".join(f"  {name}: {before.get(name, 'not set')!r} then, {now.get(name, 'not set')!r} now" for name in refused)
+        raise ConfigError(f"{run.path}: this folder holds a run with another config; set these back, or choose another folder:\n{lines}")

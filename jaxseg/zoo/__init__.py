@@ -1,0 +1,30 @@
+"""Networks by name, and model folders: a card (`model.json`) with `weights.safetensors`. Knows `jaxseg.models` only.
+
+Names are resolved when they are first used, so that listing names needs no network.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "Model": "folder",
+    "load_model": "folder",
+    "save_model": "folder",
+    "architecture": "registry",
+    "build": "registry",
+    "create_model": "registry",
+    "list_models": "registry",
+}
+
+__all__ = ["Model", "architecture", "build", "create_model", "list_models", "load_model", "save_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"jaxseg.zoo.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'jaxseg.zoo' has no attribute {name!r}")
+
+
+if TYPE_CHECKING:
+    from jaxseg.zoo.folder import Model, load_model, save_model
+    from jaxseg.zoo.registry import architecture, build, create_model, list_models

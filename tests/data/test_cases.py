@@ -1,0 +1,199 @@
+"""Folders as people lay them out are sorted into cases by names alone; what is ambiguous is refused with the names."""
+
+import json
+
+import pytest
+
+from jaxseg.data.cases import find_cases
+from jaxseg.data.layouts import modality, role_of, split_name
+from jaxseg.errors import InputError
+
+
+@pytest.fixture
+def lay(tmp_path):
+    """Make empty files: names are all that matters (and broken scans must not be opened)."""
+
+    def lay(*names, **jsons):
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+        for name, data in jsons.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(data))
+        return tmp_path
+
+    return lay
+
+
+def table(found, folder):
+    return {
+        case.id: (
+            {name: str(path.relative_to(folder)) for name, path in case.images.items()},
+            case.label and str(case.label.relative_to(folder)),
+        )
+        for case in found
+    }
+
+
+def test_flat_folder(lay):
+    folder = lay("IXI012_T1.nii.gz", "IXI012_structures.nii.gz", "IXI013_T1.nii.gz", ".hidden.nii.gz", "LICENSE.txt")
+    found = find_cases(folder)
+    assert table(found, folder) == {
+        "IXI012": ({"T1": "IXI012_T1.nii.gz"}, "IXI012_structures.nii.gz"),
+        "IXI013": ({"T1": "IXI013_T1.nii.gz"}, None),
+    }
+    assert found.channels == ("T1",) and found.labels is None and len(found.labelled) == 1 and len(found) == 2
+
+
+def test_flat_folder_with_made_up_channel_names(lay):
+    found = find_cases(lay(*[f"sub_{i}_{name}.nii" for i in range(3) for name in ("warm", "cold", "tumor_mask")]))
+    assert [case.id for case in found] == ["sub_0", "sub_1", "sub_2"] and found.channels == ("cold", "warm") and len(found.labelled) == 3
+
+
+def test_flat_folder_of_single_files(lay):
+    assert [case.id for case in find_cases(lay("anna.nii.gz", "bert.nii.gz"))] == ["anna", "bert"]
+    found = find_cases(lay(*[f"many/case_{i:04}.nii.gz" for i in range(12)]) / "many")
+    assert len(found) == 12 and found.channels == ("image",) and found.cases[3].id == "case_0003"
+    assert find_cases(lay("nn/a_0000.nii.gz", "nn/a_0001.nii.gz", "nn/b_0000.nii.gz") / "nn").channels == ("0000", "0001")
+
+
+def test_folder_per_case(lay):
+    names = ("T1", "PET", "CT", "T1_tumour", "brainmask")
+    folder = lay(*[f"STS_00{i}/{name}.nii.gz" for i in (1, 2) for name in names if (i, name) != (2, "CT")], "LICENSE.txt", ".git/x.nii")
+    found = find_cases(folder)
+    assert found.channels == ("CT", "PET", "T1") and set(found.cases[1].images) == {"PET", "T1"}
+    assert found.cases[0].label == folder / "STS_001/T1_tumour.nii.gz"
+    assert find_cases(folder, channels=["t1", "CT"]).channels == ("t1", "CT")
+    assert list(find_cases(folder, channels=["pet", "T1"]).cases[0].images) == ["pet", "T1"]
+    with pytest.raises(InputError, match=r"no case has the channel FLAIR; there is: CT, PET, T1"):
+        find_cases(folder, channels=["FLAIR"])
+    with pytest.raises(InputError, match="case STS_002 has none of the channels CT"):
+        find_cases(folder, channels=["CT"])
+
+
+def test_brats_names(lay):
+    folder = lay(*[f"BraTS20_Training_00{i}/BraTS20_Training_00{i}_{name}.nii.gz" for i in (1, 2) for name in ("flair", "t1ce", "seg")])
+    found = find_cases(folder)
+    assert found.channels == ("flair", "t1ce") and len(found.labelled) == 2 and found.cases[0].id == "BraTS20_Training_001"
+
+
+def test_one_differently_named_file_per_folder_is_one_channel(lay):
+    assert find_cases(lay("a/xyz.nii", "b/uvw.nii")).channels == ("image",)
+
+
+def test_nnunet(lay):
+    labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    folder = lay(
+        *[f"imagesTr/case_{i}_000{c}.nii.gz" for i in (1, 2) for c in (0, 1)], "labelsTr/case_1.nii.gz", "labelsTr/case_2.nii.gz",
+        "imagesTs/case_3_0000.nii.gz",
+        "imagesTs/case_3_0001.nii.gz", dataset={"channel_names": {"0": "T1", "1": "T2"}, "labels": labels, "file_ending": ".nii.gz"},
+    )  # fmt: skip
+    found = find_cases(folder)
+    assert found.kind == "nnU-Net" and found.channels == ("T1", "T2") and found.regions
+    assert found.labels == {"whole": [1, 2], "core": [2], "ignore": 3}
+    assert [(case.id, case.split, case.label is not None) for case in found] == [
+        ("case_1", "train", True),
+        ("case_2", "train", True),
+        ("case_3", "test", False),
+    ]
+    assert found.cases[0].images["T2"] == folder / "imagesTr/case_1_0001.nii.gz"
+
+
+def test_a_dataset_one_level_below_is_found_and_two_are_refused(lay, tmp_path):
+    lay("Dataset001/imagesTr/a_0000.nii.gz", "Dataset001/labelsTr/a.nii.gz")
+    text = json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}})
+    (tmp_path / "Dataset001/dataset.json").write_text(text)
+    assert find_cases(tmp_path).labels == {"liver": 1}
+    (tmp_path / "Other").mkdir()
+    (tmp_path / "Other/dataset.json").write_text(text)
+    with pytest.raises(InputError, match="several datasets lie here: Dataset001, Other"):
+        find_cases(tmp_path)
+
+
+def test_decathlon(lay):
+    data = {
+        "modality": {"0": "FLAIR", "1": "T1w"},
+        "labels": {"0": "background", "1": "edema"},
+        "training": [{"image": "./imagesTr/B_1.nii.gz", "label": "./labelsTr/B_1.nii.gz"}],
+        "test": ["./imagesTs/B_2.nii.gz"],
+    }
+    folder = lay("imagesTr/B_1.nii.gz", "imagesTs/B_2.nii.gz", "labelsTr/B_1.nii.gz", "imagesTr/._B_1.nii.gz", dataset=data)
+    found = find_cases(folder)
+    assert found.kind == "Medical Decathlon" and found.labels == {"edema": 1} and found.channels == ("FLAIR", "T1w")
+    assert set(found.cases[0].images.values()) == {folder / "imagesTr/B_1.nii.gz"} and found.cases[1].split == "test"
+    turned = find_cases(folder, channels=["T1w"]).cases[0]
+    assert list(turned.images) == ["T1w"] and turned.packed == ("FLAIR", "T1w")
+    data["training"][0]["image"] = "../../secret.nii.gz"
+    with pytest.raises(InputError, match="is not a file inside this folder"):
+        find_cases(lay(dataset=data))
+
+
+def test_images_and_labels(lay):
+    folder = lay("images/a.nii.gz", "images/b.nii.gz", "labels/a.nii.gz")
+    assert table(find_cases(folder), folder) == {
+        "a": ({"image": "images/a.nii.gz"}, "labels/a.nii.gz"),
+        "b": ({"image": "images/b.nii.gz"}, None),
+    }
+    several = lay("m/images/p1_T1.nii", "m/images/p1_T2.nii", "m/labels/p1.nii") / "m"
+    assert find_cases(several).channels == ("T1", "T2")
+
+
+def test_what_is_ambiguous_is_refused_with_names(lay):
+    two = lay("two/p1/T1.nii", "two/p1/seg.nii", "two/p1/lesion.nii") / "two"
+    with pytest.raises(InputError, match=r"case p1 has 2 files that may be its label: lesion\.nii, seg\.nii; say which"):
+        find_cases(two)
+    assert find_cases(two, label="lesion").cases[0].label == two / "p1/lesion.nii"
+    with pytest.raises(InputError, match=r"case q has a label \(q_seg.nii\) but no image"):
+        find_cases(lay("lone/p_T1.nii", "lone/q_seg.nii") / "lone")
+    with pytest.raises(InputError, match=r"two files for channel 'T1': p_T1.nii and p_T1.nii.gz"):
+        find_cases(lay("same/p_T1.nii", "same/p_T1.nii.gz") / "same")
+    with pytest.raises(InputError, match=r"1 case ids appear twice .*: a;"):
+        find_cases(lay("twice/imagesTr/a_0000.nii", "twice/imagesTs/a_0000.nii") / "twice")
+    with pytest.raises(InputError, match=r"both scans .* and folders with scans"):
+        find_cases(lay("mix/a.nii", "mix/b/c.nii") / "mix")
+
+
+def test_a_label_called_unlike_any_word_known_here(lay):
+    folder = lay("p1/T1.nii", "p1/expert2.nii", "p2/T1.nii", "p2/expert2.nii")
+    assert find_cases(folder).channels == ("T1", "expert2")
+    assert len(find_cases(folder, label="expert2").labelled) == 2 and find_cases(folder, label="expert2").channels == ("T1",)
+
+
+def test_nothing_found_says_what_was_looked_at(lay, tmp_path):
+    with pytest.raises(InputError, match=r"no cases found; there is 2 \.dcm, 1 \.txt\. Layouts that are understood"):
+        find_cases(lay("x/1.dcm", "x/2.dcm", "x/README.txt") / "x")
+    with pytest.raises(InputError, match="no files at all"):
+        (tmp_path / "empty").mkdir()
+        find_cases(tmp_path / "empty")
+    with pytest.raises(InputError, match="no such folder"):
+        find_cases(tmp_path / "absent")
+    with pytest.raises(InputError, match="this is a file"):
+        find_cases(lay("f.nii") / "f.nii")
+    with pytest.raises(InputError, match="channel_names must look like"):
+        find_cases(lay("bad/imagesTr/a.nii", **{"bad/dataset": {"channel_names": ["T1"], "labels": {}}}) / "bad")
+
+
+def test_words_of_names():
+    assert [role_of(name) for name in ("T1", "T1_tumour", "brainmask", "brain_mask", "mask", "WMHseg", "segment2")] == [
+        "image", "label", "mask", "mask", "label", "label", "image",
+    ]  # fmt: skip
+    assert [modality(name) for name in ("IXI_T1", "t1ce", "CT", "suv", "Flair", "scan")] == ["T1", "T1C", "CT", "PET", "FLAIR", None]
+    assert (
+        split_name("tumor_001_T1") == ("tumor_001", "T1")
+        and split_name("p-7_T1_tumour") == ("p-7", "T1_tumour")
+        and split_name("anna") == ("anna", "")
+    )
+
+
+@pytest.mark.realdata
+def test_real_folders(real_scans):
+    expected = {
+        "brain": (150, ("T1",)),
+        "sarcoma": (38, ("CT", "PET", "T1")),
+        "glioma": (3, ("FLAIR", "T1c")),
+        "ms": (1, ("FLAIR", "T1", "T1POST", "T2")),
+    }
+    for name, (count, channels) in expected.items():
+        found = find_cases(real_scans / name)
+        assert (len(found.labelled), found.channels) == (count, channels)
+    assert [case.id for case in find_cases(real_scans / "sarcoma") if "CT" not in case.images] == ["STS_019"]

@@ -1,0 +1,107 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxseg.errors import ConfigError
+from jaxseg.train import OptimConfig, array_names, learning_rate, make_optimizer
+from jaxseg.train.optim import decay_mask, multipliers
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs):
+        self.norm1, self.mlp = nnx.LayerNorm(4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+        self.layer_scale = nnx.Param(jnp.ones(4))
+
+
+class Encoder(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Linear(8, 4, rngs=rngs)
+        self.registers, self.pos = nnx.Param(jnp.ones((2, 4))), nnx.Param(jnp.ones((5, 4)))
+        self.blocks = nnx.vmap(Block)(rngs.split(3))
+        self.norm = nnx.LayerNorm(4, rngs=rngs)
+
+
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.encoder, self.head = Encoder(rngs), nnx.Linear(4, 2, rngs=rngs)
+        self.mask_token = nnx.Param(jnp.ones(4))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return nnx.split(Network(nnx.Rngs(0)))[1]
+
+
+def by_name(params, tree):
+    return dict(zip(array_names(params), jax.tree.leaves(tree)))
+
+
+def test_names_are_dotted_and_equal_for_a_pure_dictionary(params):
+    assert "encoder.blocks.mlp.kernel" in array_names(params)
+    assert array_names(params) == array_names(nnx.to_pure_dict(params))
+
+
+def test_decay_falls_on_kernels_only(params):
+    decayed = {name for name, yes in by_name(params, decay_mask(params)).items() if yes}
+    assert decayed == {"encoder.embed.kernel", "encoder.blocks.mlp.kernel", "head.kernel"}
+
+
+def test_with_no_gradient_only_decayed_weights_shrink_by_the_closed_form(params):
+    config = OptimConfig(lr=0.1, steps=10, warmup=0, weight_decay=0.5)
+    optimizer = make_optimizer(config, params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    start, moved = by_name(params, params), by_name(params, updates)
+    for name, update in moved.items():
+        np.testing.assert_allclose(update, -0.1 * 0.5 * start[name] if name.endswith("kernel") else 0 * update, rtol=1e-6, err_msg=name)
+
+
+def test_layer_decay_is_a_vector_over_depth(params):
+    factors = by_name(params, multipliers(OptimConfig(layer_decay=0.5), params))
+    assert factors["encoder.blocks.mlp.kernel"].ravel().tolist() == [0.125, 0.25, 0.5]
+    assert factors["encoder.blocks.mlp.kernel"].shape == (3, 1, 1)
+    assert factors["encoder.embed.kernel"] == factors["encoder.pos"] == 0.0625
+    assert factors["encoder.norm.scale"] == factors["head.kernel"] == factors["mask_token"] == 1
+
+
+def test_the_first_adam_step_moves_by_lr_times_the_factor(params):
+    """Adam's first update is the sign of the gradient, so its size is the learning rate of each parameter."""
+    config = OptimConfig(lr=0.1, steps=10, warmup=0, weight_decay=0.0, clip=None, layer_decay=0.5, freeze=("encoder.embed",))
+    optimizer = make_optimizer(config, params)
+    moved = by_name(params, optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)[0])
+    np.testing.assert_allclose(moved["encoder.blocks.mlp.bias"][:, 0], [-0.0125, -0.025, -0.05], rtol=1e-5)
+    np.testing.assert_allclose(moved["head.kernel"], -0.1, rtol=1e-5)
+    assert not np.any(moved["encoder.embed.kernel"]) and np.all(moved["encoder.pos"])
+
+
+def test_a_frozen_gradient_does_not_use_up_the_clipping(params):
+    config = OptimConfig(clip=1.0, freeze=("encoder",), weight_decay=0.0)
+    optimizer = make_optimizer(config, params)
+    grads = jax.tree.map(jnp.zeros_like, params)
+    grads["encoder"]["embed"]["kernel"] = grads["encoder"]["embed"]["kernel"].replace(jnp.full((8, 4), 1e6))
+    grads["head"]["bias"] = grads["head"]["bias"].replace(jnp.full(2, 0.1))
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    moments = by_name(params, optax.tree.get(state, "mu"))
+    np.testing.assert_allclose(moments["head.bias"], 0.1 * (1 - config.betas[0]), rtol=1e-5)
+
+
+def test_schedule():
+    rate = learning_rate(OptimConfig(lr=2.0, steps=110, warmup=10, final=0.1))
+    assert 0 < rate(0) < rate(5) < rate(10) == 2.0
+    assert rate(60) == pytest.approx(1.1)
+    assert rate(110) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"warmup": 20, "steps": 10}, {"layer_decay": 1.5}, {"final": 2.0}])
+def test_settings_that_make_no_sense(bad):
+    with pytest.raises(ConfigError):
+        OptimConfig(**bad)
+
+
+def test_names_that_are_not_there(params):
+    with pytest.raises(ConfigError, match=r"no parameter begins with encodr; there are encoder\.blocks"):
+        make_optimizer(OptimConfig(freeze=("encodr",)), params)
+    with pytest.raises(ConfigError, match=r"needs parameters encoder\.blocks"):
+        make_optimizer(OptimConfig(layer_decay=0.5), {"head": {"kernel": jnp.ones((2, 2))}})

@@ -1,0 +1,75 @@
+"""Networks by name, and an architecture that survives JSON."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxseg.errors import ConfigError
+from jaxseg.zoo import architecture, build, create_model, list_models
+
+TINY = {"crop": 16, "token": 8, "width": 24, "depth": 2, "heads": 2}
+
+
+def parameters(model: nnx.Module) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def vit_parameters(width: int, depth: int, patch: int) -> int:
+    """Closed form: embedding, blocks (two norms, qkv, out, SwiGLU of 8/3 in steps of 8, two LayerScales), final norm."""
+    hidden = -(-int(width * 8 / 3) // 8) * 8
+    block = 4 * width + 3 * width * (width + 1) + width * (width + 1) + (width + 1) * 2 * hidden + (hidden + 1) * width + 2 * width
+    return (patch + 1) * width + depth * block + 2 * width
+
+
+@pytest.mark.parametrize(("size", "width", "depth"), [("tiny", 192, 6), ("small", 384, 8), ("base", 768, 12), ("large", 1024, 24)])
+def test_sizes_have_the_parameters_that_they_say(size, width, depth):
+    model = nnx.eval_shape(lambda: create_model(f"vit3d_{size}", in_channels=4))
+    assert parameters(model) == vit_parameters(width, depth, 512 * 4)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_name_builds_and_survives_json(name):
+    described = []
+    for make in (lambda: create_model(name, in_channels=2, **TINY), lambda: build(json.loads(json.dumps(described[0])))):
+        model = nnx.eval_shape(make)
+        described.append(architecture(model))
+        described.append(jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(model))))
+    assert described[:2] == described[2:]
+
+
+def test_the_seed_decides_the_parameters():
+    def first(seed):
+        return jax.tree.leaves(nnx.state(create_model("vit3d_tiny", seed=seed, **TINY)))[-1]
+
+    np.testing.assert_array_equal(first(1), first(1))
+    assert not np.array_equal(first(1), first(2))
+
+
+def test_overrides_reach_the_encoder_and_the_network():
+    model = nnx.eval_shape(lambda: create_model("mae3d_tiny", **TINY, in_channels=3, mask_ratio=0.6, decoder_width=24))
+    assert model.config.encoder.crop == (16, 16, 16) and model.config.encoder.in_channels == 3
+    assert (model.config.mask_ratio, model.config.decoder_width) == (0.6, 24)
+    segmenter = nnx.eval_shape(lambda: create_model("unetr_tiny", encoder=model.config.encoder, num_classes=5))
+    assert segmenter.config.encoder == model.config.encoder and segmenter.config.num_classes == 5
+    single = nnx.eval_shape(lambda: create_model("unetr_tiny", encoder=model.config.encoder, in_channels=1))
+    assert single.config.encoder.in_channels == 1
+
+
+def test_mistakes_are_answered():
+    with pytest.raises(ConfigError, match="perhaps you meant 'unetr_tiny'"):
+        create_model("unetr_tini")
+    with pytest.raises(ConfigError, match="there is no model 'vit3d'"):
+        create_model("vit3d")
+    with pytest.raises(ConfigError, match=r"no setting 'mask_ration' \(perhaps you meant 'mask_ratio'\); known: .*decoder_width.*width"):
+        create_model("mae3d_tiny", mask_ration=0.5)
+    with pytest.raises(ConfigError, match="'swin'"):
+        build({"name": "swin", "arguments": {}})
+    with pytest.raises(ConfigError, match="no setting 'heds'"):
+        build({"name": "vit3d", "arguments": {"heds": 3}})
+    with pytest.raises(ConfigError, match="cannot be described"):
+        architecture(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
