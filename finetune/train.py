@@ -1,0 +1,113 @@
+"""A fine-tuning run from its config to a model folder. Called by `jaxseg finetune`, the main job and the few-label study."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from finetune.classes import Classes
+from finetune.config import FinetuneConfig
+from finetune.monitor import watch
+from finetune.objective import make_loss
+from finetune.transfer import Transfer, take_encoder
+from jaxseg.config import as_json
+from jaxseg.data.loader import CropLoader
+from jaxseg.data.split import select_cases
+from jaxseg.data.store import Store, open_store
+from jaxseg.errors import ConfigError
+from jaxseg.models import UNETR, UNETRConfig
+from jaxseg.train import Layout, RunFolder, TrainState, fit, learning_rate, make_optimizer, make_step
+from jaxseg.train.log import TrainingProgress
+from jaxseg.zoo import load_model, save_model
+
+
+def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, progress: TrainingProgress | None = None) -> Path:
+    """Fine-tune, or go on where the same command was interrupted.
+
+    Args:
+        config: the run's settings.
+        names: the training cases, when the caller chose them; otherwise `config.split` and `config.labels` say.
+        progress: how to show progress; a bar on standard error by default.
+
+    Returns:
+        The model folder `OUT/model`, ready for `segment`.
+
+    Raises:
+        ConfigError, InputError, CheckpointError, StorageError, TrainingError, Preempted: see `jaxseg.errors`.
+    """
+    if not config.store or not config.out:
+        raise ConfigError("fine-tuning needs a store of prepared, labelled scans and a run folder: --store STORE --out OUT")
+    store = open_store(config.store)
+    names = names or select_cases(store.labelled, config.split, config.labels)
+    model_config = adapt(config.model, store)
+    optim = dataclasses.replace(config.optim, steps=max(1, config.loop.steps))
+    with RunFolder.open(config.out, {**as_json(config), "names": list(names)}) as run:
+        graph, _ = nnx.split(nnx.eval_shape(lambda: UNETR(model_config, rngs=nnx.Rngs(0))))
+        # One compiled program: layer by layer, every shape of every array would be compiled for itself.
+        params = jax.jit(lambda: nnx.state(UNETR(model_config, rngs=nnx.Rngs(config.seed))))()
+        if config.init:
+            transfer = _take(params, model_config, store, Path(config.init))
+            print(transfer.describe())
+            params = transfer.params
+        optimizer = make_optimizer(optim, params)
+        layout = Layout(config.layout, fsdp=config.fsdp)
+        state = layout.place(TrainState.create(params, optimizer, ema=config.ema is not None))
+        classes = Classes.of(store.recipe)
+        loss = make_loss(graph, classes, config)
+        weights = {"dice": config.loss.dice, "cross_entropy": config.loss.cross_entropy}
+        step = make_step(loss, optimizer, weights=weights, ema_decay=config.ema, accumulate=config.accumulate)
+        loader = CropLoader(
+            store,
+            names,
+            crop=model_config.encoder.crop,
+            batch=config.batch,
+            seed=config.seed,
+            foreground=config.foreground,
+            labelled=True,
+            process=(jax.process_index(), jax.process_count()),
+        )
+        watched = select_cases(store.labelled, config.monitor) if config.monitor else ()
+        evaluate = watch(graph, store, watched, classes, model_config) if watched else None
+        state = fit(step, state, loader, layout, run, config.loop, evaluate=evaluate, schedule=learning_rate(optim), progress=progress)
+        final = layout.host(state.params if state.ema is None else state.ema)
+        return save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, store, names, model_config))
+
+
+def adapt(model: UNETRConfig, store: Store) -> UNETRConfig:
+    """The network's config with the store's channels and classes."""
+    encoder = dataclasses.replace(model.encoder, in_channels=len(store.recipe.channels))
+    return dataclasses.replace(model, encoder=encoder, num_classes=Classes.of(store.recipe).outputs)
+
+
+def _take(params: Any, model: UNETRConfig, store: Store, init: Path) -> Transfer:
+    source = load_model(init / "model" if (init / "model" / "model.json").is_file() else init)
+    return take_encoder(
+        params,
+        model.encoder,
+        nnx.state(source.network),
+        source.network.config.encoder,
+        channels=store.recipe.channels,
+        source_channels=source.card["channels"],
+    )
+
+
+def _card(config: FinetuneConfig, store: Store, names: tuple[str, ...], model: UNETRConfig) -> dict[str, Any]:
+    return {
+        "channels": list(store.recipe.channels),
+        "recipe": as_json(store.recipe),
+        "labels": store.recipe.labels,
+        "regions": store.recipe.regions,
+        "crop": list(model.encoder.crop),
+        "training": {
+            "init": "pretrained encoder" if config.init else "scratch",
+            "steps": config.loop.steps,
+            "batch": config.batch,
+            "seed": config.seed,
+            "cases": len(names),
+            "data": store.hashes(names),
+        },
+        "licence": "unspecified: it follows the licence of the scans it was trained on",
+        "scores": [],
+    }

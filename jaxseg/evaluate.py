@@ -1,0 +1,253 @@
+"""Predictions against truths, case by case: `cases.csv` and `summary.json`. `jaxseg evaluate` and the main job call it.
+
+Written rule for empty masks (per case and label): both empty is Dice 1, and distances are left out and counted; one empty is Dice 0, and
+distances are the diagonal of the image.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxseg import __version__
+from jaxseg.data.io import load_label
+from jaxseg.data.recipe import Recipe
+from jaxseg.data.volume import Volume
+from jaxseg.errors import GeometryError, InputError
+from jaxseg.files import write_json, write_text
+from jaxseg.metrics import bootstrap_interval, confusion, dice, iou, surface_distances, volumetric_similarity
+from jaxseg.pairing import listed, pair_folders
+
+Pairs = Mapping[str, tuple[Path | None, Path]]
+"""case id → (prediction or None where there is none, truth)"""
+Structures = Mapping[str, Sequence[int]]
+"""name of a label or region → the values that belong to it"""
+
+METRICS = ("dice", "iou", "hausdorff_mm", "hd95_mm", "assd_mm", "surface_dice", "volumetric_similarity")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One label or region of one case. Distances are NaN where both masks are empty."""
+
+    case: str
+    label: str
+    dice: float
+    iou: float
+    hausdorff_mm: float
+    hd95_mm: float
+    assd_mm: float
+    surface_dice: float
+    volumetric_similarity: float
+    volume_pred_ml: float
+    volume_truth_ml: float
+    empty_pred: bool
+    empty_truth: bool
+    missing: bool = False
+
+
+def evaluate_folders(
+    pred: str | Path,
+    truth: str | Path,
+    out: str | Path,
+    *,
+    labels: Mapping[str, int] | Sequence[int] | None = None,
+    regions: Structures | None = None,
+    tolerance_mm: float = 2.0,
+    allow_missing: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Compare the label files of two folders, paired by case id, and write `out/cases.csv` and `out/summary.json`.
+
+    Args:
+        pred: folder with one label file a case, named by the case.
+        truth: folder of label files (`ID.nii.gz`, `ID_seg.nii.gz`, `labelsTr/ID.nii.gz`, `ID/seg.nii.gz`), images beside them or not.
+        labels, regions: what is scored, see `evaluate_cases`.
+        allow_missing: a truth without a prediction counts as Dice 0 in every label and is listed, instead of being an error. Predictions
+        without a
+            truth are listed either way.
+
+    Returns what `summary.json` holds. Raises InputError for folders without a pair, missing predictions and broken files, GeometryError
+    where prediction and truth lie on different grids.
+    """
+    pairing = pair_folders(Path(pred), Path(truth))
+    missing = [case for case, (prediction, _) in pairing.pairs.items() if prediction is None]
+    if missing and not allow_missing:
+        raise InputError(
+            f"{pred}: no prediction for {len(missing)} of the {len(pairing.pairs)} truths in {truth}: {listed(missing)}; "
+            "segment them too, or pass --allow-missing, which counts them as Dice 0"
+        )
+    return evaluate_cases(
+        pairing.pairs,
+        out,
+        labels=labels,
+        regions=regions,
+        tolerance_mm=tolerance_mm,
+        without_truth=pairing.extra,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def evaluate_cases(
+    pairs: Pairs,
+    out: str | Path,
+    *,
+    labels: Mapping[str, int] | Sequence[int] | None = None,
+    regions: Structures | None = None,
+    tolerance_mm: float = 2.0,
+    without_truth: Sequence[str] = (),
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """`evaluate_folders` for files that are paired already; a prediction that is None counts as Dice 0 in every label.
+
+    Args:
+        labels: label values, or {name: value}; None scores every value that any truth holds, but 0.
+        regions: {name: values}: unions of labels, scored instead of labels.
+        tolerance_mm: of the surface Dice.
+        without_truth: case ids to list in the summary as predictions without a truth.
+        seed: of the bootstrap over cases.
+        progress: called with (cases done, cases in all).
+    """
+    if not pairs:
+        raise InputError("there is no case to evaluate: no truth was found")
+    structures = _structures(pairs, labels, regions)
+    rows: list[Row] = []
+    for done, (case, (prediction, truth)) in enumerate(pairs.items(), 1):
+        rows += score_case(case, *_read_pair(case, prediction, truth), structures, tolerance_mm)
+        if progress is not None:
+            progress(done, len(pairs))
+    summary = summarise(rows, tolerance_mm=tolerance_mm, seed=seed) | {"without_truth": sorted(without_truth), "version": __version__}
+    write_text(Path(out) / "cases.csv", as_csv(rows))
+    write_json(Path(out) / "summary.json", summary)
+    return summary
+
+
+def score_case(case: str, prediction: Volume | None, truth: Volume, structures: Structures, tolerance_mm: float) -> list[Row]:
+    """One row a structure, for two label maps on one grid; without a prediction all scores are 0 and distances the image's diagonal."""
+    reference = truth.array[..., 0]
+    guess = np.zeros_like(reference) if prediction is None else prediction.array[..., 0]
+    return [
+        _row(case, name, np.isin(guess, list(values)), np.isin(reference, list(values)), truth, tolerance_mm, prediction is None)
+        for name, values in structures.items()
+    ]
+
+
+def summarise(rows: Sequence[Row], *, tolerance_mm: float, seed: int = 0) -> dict[str, Any]:
+    """Scores over cases: pure, from rows to what `summary.json` holds.
+
+    `dice` is the mean over cases of the mean over labels, `low` and `high` its 95 % bootstrap interval over cases; `per_label` holds the
+    mean of each metric over cases (None where every distance was left out) and how many masks were empty.
+    """
+    per_case: dict[str, list[float]] = {}
+    per_label: dict[str, list[Row]] = {}
+    for row in rows:
+        per_case.setdefault(row.case, []).append(row.dice)
+        per_label.setdefault(row.label, []).append(row)
+    means = {case: float(np.mean(values)) for case, values in per_case.items()}
+    interval = bootstrap_interval(list(means.values()), seed=seed)
+    return {
+        "dice": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "n": len(means),
+        "per_case": means,
+        "per_label": {label: _label_summary(of_label) for label, of_label in per_label.items()},
+        "distances_left_out": sum(math.isnan(row.hd95_mm) for row in rows),
+        "without_prediction": sorted({row.case for row in rows if row.missing}),
+        "tolerance_mm": tolerance_mm,
+    }
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Rows as CSV text with a header; distances that were left out are empty fields, flags 0 or 1."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.name for field in fields(Row)])
+    writer.writerows([_field(value) for value in asdict(row).values()] for row in rows)
+    return text.getvalue()
+
+
+def _field(value: Any) -> Any:
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return value
+
+
+def _label_summary(rows: Sequence[Row]) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+    for metric in METRICS:
+        kept = [value for row in rows if not math.isnan(value := getattr(row, metric))]
+        summary[metric] = float(np.mean(kept)) if kept else None
+    both = sum(row.empty_pred and row.empty_truth for row in rows)
+    return summary | {
+        "n": len(rows),
+        "empty_truth": sum(row.empty_truth for row in rows),
+        "empty_pred": sum(row.empty_pred for row in rows),
+        "both_empty": both,
+        "distances_left_out": sum(math.isnan(row.hd95_mm) for row in rows),
+    }
+
+
+def _row(case: str, name: str, guess: np.ndarray, reference: np.ndarray, truth: Volume, tolerance_mm: float, missing: bool) -> Row:
+    counts = confusion(guess, reference)
+    surfaces = surface_distances(guess, reference, truth.spacing)
+    lost = missing and surfaces.both_empty  # an absent file is a miss even where there was nothing to find
+    return Row(
+        case=case,
+        label=name,
+        dice=0.0 if lost else dice(guess, reference),
+        iou=0.0 if lost else iou(guess, reference),
+        hausdorff_mm=surfaces.diagonal if lost else surfaces.hausdorff(),
+        hd95_mm=surfaces.diagonal if lost else surfaces.hausdorff(95.0),
+        assd_mm=surfaces.diagonal if lost else surfaces.assd(),
+        surface_dice=0.0 if lost else surfaces.surface_dice(tolerance_mm),
+        volumetric_similarity=0.0 if lost else volumetric_similarity(guess, reference),
+        volume_pred_ml=(counts.tp + counts.fp) * truth.grid.voxel_volume_ml,
+        volume_truth_ml=(counts.tp + counts.fn) * truth.grid.voxel_volume_ml,
+        empty_pred=counts.tp + counts.fp == 0,
+        empty_truth=counts.tp + counts.fn == 0,
+        missing=missing,
+    )
+
+
+def _read_pair(case: str, prediction: Path | None, truth: Path) -> tuple[Volume | None, Volume]:
+    reference = load_label(truth)
+    if prediction is None:
+        return None, reference
+    guess = load_label(prediction)
+    if not guess.grid.same_as(reference.grid):
+        raise GeometryError(
+            f"case {case}: the prediction {prediction} has {guess.grid.describe()}, the truth {truth} has {reference.grid.describe()}; "
+            "metrics need one grid: segment the scan that the truth was drawn on, or resample one of them"
+        )
+    return guess, reference
+
+
+def structures_of(recipe: Recipe) -> dict[str, Any]:
+    """What `evaluate_cases` is to score for a recipe, as its keyword arguments: the labels, or the regions, by the values in the label files."""
+    named = {name: value for name, value in recipe.labels.items() if name != "ignore"}
+    if recipe.regions:
+        return {"regions": {name: [value] if isinstance(value, int) else value for name, value in named.items()}}
+    return {"labels": named}
+
+
+def _structures(pairs: Pairs, labels: Mapping[str, int] | Sequence[int] | None, regions: Structures | None) -> Structures:
+    if regions is not None:
+        return regions
+    if labels is None:
+        found = sorted({int(value) for _, truth in pairs.values() for value in np.unique(load_label(truth).array)} - {0})
+        if not found:
+            raise InputError(f"none of the {len(pairs)} truths holds a label other than 0; name the labels to score")
+        labels = found
+    named = labels.items() if isinstance(labels, Mapping) else [(str(value), value) for value in labels]
+    return {name: (int(value),) for name, value in named}

@@ -1,0 +1,95 @@
+"""Many scans through one model: labels written one file a case, each on its scan's own grid. Called by `jaxseg segment` and the main job."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxseg.data.cases import Case, find_cases
+from jaxseg.data.io import load_volume, save_volume
+from jaxseg.errors import InputError, JaxsegError, StorageError
+from jaxseg.infer.predict import segment
+from jaxseg.zoo import Model, load_model
+
+
+def segment_cases(
+    model: Model, cases: Iterable[Case], out: Path, *, overlap: float = 0.5, allow_missing: bool = False, progress: Any = None
+) -> list[tuple[str, str]]:
+    """Segment every case into `OUT/ID.nii.gz`; one that is there already is kept.
+
+    Returns:
+        (case id, reason) of the cases that could not be segmented; one bad scan never stops the others.
+
+    Raises:
+        StorageError: `out` cannot be written.
+    """
+    left_out, cases = [], list(cases)
+    for number, case in enumerate(cases):
+        target = out / f"{case.id}.nii.gz"
+        try:
+            if not target.is_file():
+                scan = load_volume(_in_order(case, model))
+                labels = segment(model, scan, overlap=overlap, allow_missing=allow_missing)
+                save_volume(labels, target, like=labels.source)
+        except StorageError:
+            raise
+        except JaxsegError as error:
+            left_out.append((case.id, str(error)))
+        if progress is not None:
+            progress(number + 1, len(cases))
+    return left_out
+
+
+def segment_folder(
+    model: str | Path, scans: Sequence[Path], out: str | Path, *, overlap: float = 0.5, allow_missing: bool = False, progress: Any = None
+) -> list[tuple[str, str]]:
+    """Segment folders of scans, or the files of one case, with a model folder.
+
+    Args:
+        model: a model folder.
+        scans: folders in any layout that `find_cases` knows; or files, one a channel in the model's order, which are one case.
+        out: folder for the label files.
+        allow_missing: take a scan without one of the model's channels as if that channel were empty, instead of refusing it.
+
+    Returns:
+        (case id, reason) of the cases that could not be segmented.
+
+    Raises:
+        InputError: no scan was found; CheckpointError: the model folder is damaged.
+    """
+    network = load_model(model)
+    cases = _files_as_case(network, scans) if all(path.is_file() for path in scans) else _folders_as_cases(network, scans)
+    return segment_cases(network, cases, Path(out), overlap=overlap, allow_missing=allow_missing, progress=progress)
+
+
+def _folders_as_cases(model: Model, scans: Sequence[Path]) -> list[Case]:
+    found: dict[str, Case] = {}
+    for folder in scans:
+        for case in find_cases(folder):
+            if case.id in found:
+                raise InputError(
+                    f"{folder}: case {case.id} was found in another of the folders too; segment them into different --out folders"
+                )
+            found[case.id] = case
+    return list(found.values())
+
+
+def _files_as_case(model: Model, files: Sequence[Path]) -> list[Case]:
+    channels = model.card["channels"]
+    if len(files) != len(channels):
+        raise InputError(
+            f"this model takes {len(channels)} channels ({', '.join(channels)}), but {len(files)} files were given; "
+            "give one file a channel, in that order, or a folder"
+        )
+    name = files[0].name.removesuffix(".gz").removesuffix(".nii")
+    return [Case(name, dict(zip(channels, files)))]
+
+
+def _in_order(case: Case, model: Model) -> dict[str, Path]:
+    """The case's files under the model's channel names; a lone channel needs no name."""
+    channels: list[str] = model.card["channels"]
+    by_name = {name.lower(): path for name, path in case.images.items()}
+    if len(channels) == len(by_name) == 1:
+        return dict(zip(channels, by_name.values()))
+    if not any(name.lower() in by_name for name in channels):
+        raise InputError(f"case {case.id} has the channels {', '.join(case.images)}; this model takes {', '.join(channels)}")
+    return {name: by_name[name.lower()] for name in channels if name.lower() in by_name}

@@ -1,0 +1,146 @@
+"""A loaded scan in, labels on the scan's own grid out, as the model's card says. Users call `segment`, `infer.folder` calls it for many
+scans."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxseg.data.intensity import air_value
+from jaxseg.data.preprocess import Recipe, apply_recipe
+from jaxseg.data.volume import Grid, Volume, to_grid, to_ras
+from jaxseg.errors import CheckpointError, ShapeError
+from jaxseg.infer.window import sliding_window
+from jaxseg.zoo import Model
+
+BACKGROUND = "background"
+
+
+def segment(model: Model, volume: Volume, *, overlap: float = 0.5, batch: int = 1, allow_missing: bool = False) -> Volume:
+    """Label map of a scan, `(x, y, z, 1)` uint8 (uint16 for values above 255), on the scan's grid with axes in RAS+ order.
+
+    Probabilities are resampled onto that grid linearly, one class at a time, and compared there. Labels have the values that the training
+    labels had on disk. Regions are those above 0.5, written in the order of the card, later ones over earlier ones (see `region_values`).
+    `save_volume(result, path, like=result.source)` writes them in the axis order of the file that the scan came from.
+
+    Args: see `predict_probabilities`.
+    """
+    recipe = _recipe(model)
+    probabilities = predict_probabilities(model, volume, overlap=overlap, batch=batch, allow_missing=allow_missing)
+    grid = to_ras(volume).grid
+    values = region_values(recipe) if recipe.regions else (0, *recipe.values)
+    paint = _paint_regions if recipe.regions else _paint_classes
+    label = np.zeros(grid.shape, np.uint8 if max(values, default=0) < 256 else np.uint16)
+    paint(label, probabilities, grid, values)
+    return Volume(label[..., None], grid.affine, ("label",), volume.source)
+
+
+def predict_probabilities(model: Model, volume: Volume, *, overlap: float = 0.5, batch: int = 1, allow_missing: bool = False) -> Volume:
+    """Probabilities on the network's grid (the card's spacing, cropped to the body): one channel a class, background first, or one a
+    region.
+
+    Args:
+        model: a segmentation model; its card's recipe prepares the scan.
+        volume: the scan, its channels called as the card calls them (a lone channel may be called anything).
+        overlap: of neighbouring windows.
+        batch: windows a call of the network; more is faster where memory allows.
+        allow_missing: channels that the scan lacks become 0, as in training, instead of being refused.
+
+    Raises ShapeError for a scan whose channels do not fit, CheckpointError for a model whose card says no recipe.
+    """
+    recipe = _recipe(model)
+    _check_channels(volume, recipe, allow_missing)
+    image, mask, grid, _ = apply_recipe(volume, recipe)
+    names = tuple(recipe.classes) if recipe.regions else (BACKGROUND, *_class_names(recipe))
+    probabilities = sliding_window(
+        _network(model, recipe, batch),
+        image,
+        window=model.card["crop"],
+        num_classes=len(names),
+        overlap=overlap,
+        batch=batch,
+        mask=mask,
+        fill=[air_value(rule) for rule in recipe.intensity],
+        outside=0.0 if recipe.regions else [1.0] + [0.0] * (len(names) - 1),
+    )
+    return Volume(probabilities, grid.affine, names, volume.source)
+
+
+def region_values(recipe: Recipe) -> tuple[int, ...]:
+    """The value that each region is written with: the first of its values that no later region holds.
+
+    For nested regions in order of size that restores the labels: tumour (1, 2, 3), core (1, 3), enhancing (3) become 2, 1, 3.
+    """
+    regions = [(value,) if isinstance(value, int) else tuple(value) for name, value in recipe.labels.items() if name != "ignore"]
+    written = []
+    for i, values in enumerate(regions):
+        later = {value for region in regions[i + 1 :] for value in region}
+        written.append(next((value for value in values if value not in later), values[0]))
+    return tuple(written)
+
+
+def _recipe(model: Model) -> Recipe:
+    fields = model.card.get("recipe")
+    if not isinstance(fields, dict) or not fields.get("labels") or not model.card.get("crop"):
+        raise CheckpointError(
+            "this model cannot segment: its card names no recipe with labels, or no crop; fine-tune it first (`jaxseg finetune`), "
+            "or take a model folder that fine-tuning wrote"
+        )
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return Recipe(**values)
+
+
+def _check_channels(volume: Volume, recipe: Recipe, allow_missing: bool) -> None:
+    given, wanted = len(volume.channels), len(recipe.channels)
+    if given > wanted or (given < wanted and not allow_missing):
+        raise ShapeError(
+            f"the scan has {given} channel{'s' * (given != 1)} ({', '.join(volume.channels)}), but this model takes {wanted} "
+            f"({', '.join(recipe.channels)}); load one file a channel: load_volume({{channel: path}})"
+        )
+
+
+def _class_names(recipe: Recipe) -> list[str]:
+    """Label names in the order of the network's classes, which is that of the values."""
+    by_class = {places[0]: name for name, places in recipe.classes.items() if places}
+    return [by_class[i + 1] for i in range(len(recipe.values))]
+
+
+@partial(jax.jit, static_argnames=("graph", "regions"))
+def _forward(graph: Any, state: Any, x: jax.Array, spacing: jax.Array, regions: bool) -> jax.Array:
+    logits = nnx.merge(graph, state)(x, spacing=spacing).astype(jnp.float32)
+    return jax.nn.sigmoid(logits) if regions else jax.nn.softmax(logits)
+
+
+def _network(model: Model, recipe: Recipe, batch: int):
+    """Windows → probabilities. Compiled once a window shape and architecture, whatever the number of scans."""
+    graph, state = nnx.split(model.network)
+    spacing = jnp.tile(jnp.asarray(recipe.spacing, jnp.float32), (batch, 1))
+    return lambda x: _forward(graph, state, x, spacing, recipe.regions)
+
+
+def _paint_classes(label: np.ndarray, probabilities: Volume, grid: Grid, values: tuple[int, ...]) -> None:
+    """The most probable class of every voxel; one class is resampled at a time, so that memory does not grow with their number."""
+    best = _resampled(probabilities, 0, grid, outside=1.0)
+    for i in range(1, len(values)):
+        # Probabilities add up to 1, so one that stays below 1/k is nowhere the largest: nothing to resample.
+        if probabilities.array[..., i].max() < 1 / len(values):
+            continue
+        candidate = _resampled(probabilities, i, grid, outside=0.0)
+        wins = candidate > best
+        label[wins] = values[i]
+        best[wins] = candidate[wins]
+
+
+def _paint_regions(label: np.ndarray, probabilities: Volume, grid: Grid, values: tuple[int, ...]) -> None:
+    for i, value in enumerate(values):
+        if probabilities.array[..., i].max() > 0.5:
+            label[_resampled(probabilities, i, grid, outside=0.0) > 0.5] = value
+
+
+def _resampled(probabilities: Volume, channel: int, grid: Grid, outside: float) -> np.ndarray:
+    one = replace(probabilities, array=probabilities.array[..., channel : channel + 1], channels=(probabilities.channels[channel],))
+    return np.array(to_grid(one, grid, fill=outside).array[..., 0])

@@ -1,0 +1,164 @@
+"""The report of a main job: read from its output folder, drawn on one page. Called at the end of the job and by `jaxseg report`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxseg import __version__, report
+from jaxseg.data.cases import Case, find_cases
+from jaxseg.data.io import load_label, load_volume
+from jaxseg.data.volume import Volume, to_grid
+from jaxseg.errors import InputError
+from jaxseg.files import read_json
+from jaxseg.metrics import paired_interval
+from jaxseg.report import Figure, Section, Table, Text
+from jaxseg.train.log import read_log
+
+ARMS = ("pretrained", "scratch")
+
+
+def draw_report(out: str | Path) -> Path:
+    """Write `OUT/report.html` from what a finished main job left in `out`. InputError if there is no finished job."""
+    out = Path(out)
+    if not (out / "summary.json").is_file():
+        raise InputError(f"{out}: no finished job here (no summary.json); run `jaxseg demo` or `jaxseg run` with --out {out} to its end")
+    summary, job, plan = (read_json(out / name) for name in ("summary.json", "job.json", "plan.json"))
+    stages = read_json(out / "stages.json")["seconds"]
+    sections = [*_scores(summary, out), *_overlays(summary, job, plan, out), _curves(out), _archive(summary), _how(plan, stages, summary)]
+    return report.write_page(out / "report.html", "Segmentation from few labels", _lead(summary), sections)
+
+
+def _lead(summary: dict[str, Any]) -> str:
+    cases = summary["cases"]
+    text = (
+        f"An encoder was pretrained on {cases['unlabelled']} scans without labels and fine-tuned on {cases['train']} labelled ones; the same "
+        f"network was also trained from scratch with the same steps. Both were tested on {cases['test']} other scans."
+    )
+    if summary["pretrained"]["dice"] is not None:
+        text += f" Mean Dice: {summary['pretrained']['dice']:.3f} pretrained, {summary['scratch']['dice']:.3f} from scratch."
+    return text
+
+
+def _scores(summary: dict[str, Any], out: Path) -> list[Section]:
+    if summary["pretrained"]["dice"] is None:
+        return [
+            Section("Scores", [Text("The test scans have no labels, so there is nothing to score; the segmentations are in predictions/.")])
+        ]
+    pretrained, scratch = (summary[arm]["per_case"] for arm in ARMS)
+    gain = paired_interval(np.array([pretrained[case] for case in scratch]), np.array(list(scratch.values())))
+    rows = [[arm, *(f"{summary[arm][key]:.3f}" for key in ("dice", "low", "high"))] for arm in ARMS]
+    rows.append(["pretrained − scratch", f"{gain.mean:+.3f}", f"{gain.low:+.3f}", f"{gain.high:+.3f}"])
+    picture = report.score_figure(
+        {arm: summary[arm]["per_case"] for arm in ARMS}, {arm: tuple(summary[arm][key] for key in ("dice", "low", "high")) for arm in ARMS}
+    )
+    parts: list[Text | Figure | Table] = [
+        Table(
+            ["", "mean Dice", "low", "high"],
+            rows,
+            "Mean over cases of the mean over labels or regions; 95 % bootstrap interval over cases.",
+        ),
+        Figure(picture, "Dice of every test case under both arms", "Each line is one test case; diamonds are means with 95 % intervals."),
+        _per_label(out),
+        Table(
+            ["case", *ARMS],
+            [[case, f"{pretrained[case]:.3f}", f"{scratch[case]:.3f}"] for case in sorted(scratch)],
+            "Dice of every test case.",
+        ),
+    ]
+    return [Section("Scores on held-out scans", parts)]
+
+
+def _per_label(out: Path) -> Table:
+    keys = ("dice", "hd95_mm", "assd_mm", "surface_dice")
+    rows = []
+    for arm in ARMS:
+        for label, values in read_json(out / "evaluation" / arm / "summary.json")["per_label"].items():
+            rows.append([arm, label, *("–" if values[key] is None else f"{values[key]:.2f}" for key in keys)])
+    caption = "Means over cases; distances in mm, surface Dice at 2 mm. A missed lesion counts with the image's diagonal."
+    return Table(["arm", "label", "Dice", "HD95", "ASSD", "surface Dice"], rows, caption)
+
+
+def _overlays(summary: dict[str, Any], job: dict[str, Any], plan: dict[str, Any], out: Path) -> list[Section]:
+    scores = summary["pretrained"]["per_case"]
+    if not scores:
+        return []
+    ranked = sorted(scores, key=lambda case: (scores[case], case))
+    chosen = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
+    folder = Path(job["test"] or job["labelled"])
+    cases = {case.id: case for case in find_cases(folder, channels=job["channels"], label=job["label_name"])}
+    parts: list[Figure] = []
+    for name, case in chosen.items():
+        png = _overlay(cases[case], out, f"{name}: {case}, Dice {scores[case]:.3f}", plan["recipe"]["channels"])
+        parts.append(
+            Figure(png, f"{name} case in three planes with truth and both predictions", f"The {name} case of the pretrained model.")
+        )
+    caption = Text("Contours are around everything that is labelled. The patient's right is on the left of the picture.")
+    return [Section("Best, median and worst case", [caption, *parts])]
+
+
+def _overlay(case: Case, out: Path, title: str, channels: list[str]) -> bytes:
+    assert case.label is not None
+    truth = load_label(case.label)
+    scan = load_volume(case.images[_shown(case, channels)])
+    masks = {"truth": truth.array[..., 0] > 0}
+    for arm in ARMS:
+        path = out / "predictions" / arm / f"{case.id}.nii.gz"
+        if path.is_file():
+            masks[arm] = load_label(path).array[..., 0] > 0
+    image = scan if scan.grid.same_as(truth.grid) else to_grid(scan, truth.grid)
+    return report.overlay_figure(_gray(image), masks, truth.spacing, title=title)
+
+
+def _shown(case: Case, channels: list[str]) -> str:
+    """The channel that shows most tumours best, or the first one that the case has."""
+    by_name = {name.lower(): name for name in case.images}
+    return next(by_name[name.lower()] for name in ("FLAIR", *channels, *case.images) if name.lower() in by_name)
+
+
+def _gray(volume: Volume) -> np.ndarray:
+    return np.asarray(volume.array[..., 0], np.float32)
+
+
+def _curves(out: Path) -> Section:
+    parts: list[Text | Figure | Table] = []
+    log = read_log(out / "pretrain" / "log.jsonl")
+    points = [(line["step"], line["loss"]) for line in log if line.get("loss") is not None]
+    png = report.curve_figure({"masked autoencoder": points}, ylabel="loss on hidden voxels")
+    parts.append(
+        Figure(png, "pretraining loss by step", "Pretraining: mean squared error on hidden voxels of the body (1 = predicting the mean).")
+    )
+    curves = {}
+    for arm in ARMS:
+        log = read_log(out / "finetune" / arm / "log.jsonl")
+        curves[arm] = [(line["step"], line["loss"]) for line in log if line.get("loss") is not None]
+    png = report.curve_figure(curves, ylabel="Dice + cross-entropy loss")
+    parts.append(Figure(png, "fine-tuning loss by step for both arms", "Fine-tuning on the labelled cases, the same steps for both."))
+    return Section("Training curves", parts)
+
+
+def _archive(summary: dict[str, Any]) -> Section:
+    left_out = summary["index"]["left_out"]
+    parts: list[Text | Table] = [Text(f"{summary['index']['ok']} unlabelled files could be used; {len(left_out)} were left out.")]
+    if left_out:
+        rows = [[Path(item["path"]).name, item["reason"]] for item in left_out]
+        parts.append(Table(["scan", "why it was left out"], rows))
+    return Section("The archive", parts)
+
+
+def _how(plan: dict[str, Any], stages: dict[str, float], summary: dict[str, Any]) -> Section:
+    recipe = plan["recipe"]
+    settings = [
+        ["channels", ", ".join(recipe["channels"])],
+        ["working spacing", " × ".join(f"{value:g}" for value in recipe["spacing"]) + " mm"],
+        ["intensity", ", ".join(recipe["intensity"])],
+        ["crop and token", f"{plan['crop']} and {plan['token']} voxels"],
+        ["encoder", f"width {plan['width']}, depth {plan['depth']}, {plan['heads']} heads"],
+        ["pretraining", f"{plan['pretrain_steps']} steps of {plan['pretrain_batch']} crops"],
+        ["fine-tuning", f"{plan['finetune_steps']} steps of {plan['finetune_batch']} crops"],
+        ["seed", str(plan["seed"])],
+        ["jaxseg", __version__],
+    ]
+    times = [[stage, f"{seconds:.0f} s"] for stage, seconds in stages.items()]
+    times.append(["all", f"{summary['seconds']:.0f} s, at most {summary['peak_memory_gib']:.1f} GiB"])
+    return Section("How it was made", [Table(["setting", "value"], settings), Table(["stage", "time"], times)])

@@ -1,0 +1,70 @@
+"""Which prediction belongs to which truth, by case id. Called by `evaluate`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxseg.data import layouts
+from jaxseg.data.io.nifti import stem
+from jaxseg.errors import InputError
+
+_LABEL_FOLDERS = {"labels", "labelstr", "labelsts"}
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """`pairs`: case id → (prediction or None, truth), in order of case id; `extra`: ids of predictions without a truth."""
+
+    pairs: dict[str, tuple[Path | None, Path]]
+    extra: tuple[str, ...]
+
+
+def pair_folders(pred: Path, truth: Path) -> Pairing:
+    """Pair the label files of two folders. InputError where a folder is missing or empty, ids are not unique, or nothing pairs."""
+    predictions, truths = label_files(pred), label_files(truth)
+    if not predictions.keys() & truths.keys():
+        raise InputError(
+            f"{pred} and {truth} have no case in common: the predictions are of {listed(predictions)}, the truths of {listed(truths)}; "
+            "name a prediction by its case, as in CASE.nii.gz"
+        )
+    pairs = {case: (predictions.get(case), truths[case]) for case in sorted(truths)}
+    return Pairing(pairs, tuple(sorted(predictions.keys() - truths.keys())))
+
+
+def label_files(folder: Path) -> dict[str, Path]:
+    """Case id → label file, from names alone.
+
+    * files in the folder itself: those whose name says that they are labels (`ID_seg`, `ID_tumour`), or all of them where none says so
+    (`ID`);
+    * else `labels`, `labelsTr` and `labelsTs` within it, by stems;
+    * else a folder a case.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; a folder of label files (.nii or .nii.gz) was expected")
+    files = layouts.scans_in(folder)
+    within = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.lower() in _LABEL_FOLDERS)
+    if files:
+        named = [(layouts.split_name(stem(path)), path) for path in files]
+        said = [(case, path) for (case, rest), path in named if layouts.role_of(rest) == "label"]
+        return _unique(folder, said or [(stem(path), path) for path in files])
+    if within:
+        return _unique(folder, [(stem(path), path) for place in within for path in layouts.scans_in(place)])
+    found, _, _ = layouts.recognise(folder, None)
+    return _unique(folder, [(file.case, file.path) for file in found if file.role == "label"])
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first few names and how many more there are, for messages."""
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _unique(folder: Path, files: list[tuple[str, Path]]) -> dict[str, Path]:
+    if not files:
+        raise InputError(f"{folder}: no label file found; expected CASE.nii.gz, CASE_seg.nii.gz, labelsTr/CASE.nii.gz or CASE/seg.nii.gz")
+    by_case: dict[str, Path] = {}
+    for case, path in files:
+        if case in by_case:
+            raise InputError(f"{folder}: case {case} has two label files, {by_case[case].name} and {path.name}; leave one of them")
+        by_case[case] = path
+    return by_case

@@ -1,0 +1,269 @@
+"""The main job: index → prepare → pretrain → fine-tune from the pretrained encoder and from scratch → segment → evaluate → report.
+
+Called by `jaxseg run` and `jaxseg demo`. Every stage leaves its result in the output folder and is kept when that is complete, so the same
+command goes on where it was interrupted. Training itself is handed in (`Trainers`): this package knows neither `pretrain` nor `finetune`.
+"""
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxseg.clock import StageClock
+from jaxseg.config import as_json
+from jaxseg.data.archive import index_archive
+from jaxseg.data.cases import Case, CaseSet, find_cases
+from jaxseg.data.preprocess import guess_recipe
+from jaxseg.data.store import Store, build_store
+from jaxseg.errors import ConfigError, InputError
+from jaxseg.evaluate import evaluate_cases, structures_of
+from jaxseg.files import lock_folder, read_json, write_json
+from jaxseg.infer.folder import segment_cases
+from jaxseg.job_report import draw_report
+from jaxseg.plan import Plan, make_plan
+from jaxseg.progress import bar
+from jaxseg.zoo import load_model
+
+ARMS = ("pretrained", "scratch")
+
+
+@dataclass(frozen=True)
+class MainJob:
+    """What the user asked for; see `jaxseg run --help`. `max_voxels` bounds a typical scan on the working grid."""
+
+    unlabelled: Path
+    labelled: Path
+    out: Path
+    test: Path | None = None
+    labels: int | None = None
+    channels: tuple[str, ...] | None = None
+    label_name: str | None = None
+    spacing: tuple[float, float, float] | None = None
+    minutes: float = 20.0
+    seed: int = 0
+    max_voxels: int = 600_000
+
+
+@dataclass(frozen=True)
+class Trainers:
+    """The two training functions, handed in by the command line.
+
+    Attributes:
+        pretrain: (plan, store, out) → model folder with the encoder.
+        finetune: (plan, store, names, out, init) → model folder; `init` None trains from scratch.
+    """
+
+    pretrain: Callable[[Plan, Path, Path], Path]
+    finetune: Callable[[Plan, Path, tuple[str, ...], Path, Path | None], Path]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The cases of a job, and the scans that were left out with their reasons."""
+
+    unlabelled: CaseSet
+    labelled: CaseSet
+    test: tuple[Case, ...] | None
+    left_out: list[dict[str, str]]
+    ok: int
+
+
+def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
+    """Do the main job, or go on where it was. Returns what `OUT/summary.json` holds.
+
+    Without `job.test` the labelled cases that were not trained on are the test cases.
+
+    Raises:
+        InputError, ConfigError, StorageError, Preempted: see `jaxseg.errors`.
+    """
+    for folder in (job.unlabelled, job.labelled, *([job.test] if job.test else [])):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
+    with lock_folder(job.out):
+        _remember(job)
+        clock = StageClock(job.out / "stages.json")
+        with clock.stage("index"):
+            inputs = _read_inputs(job)
+        with clock.stage("prepare"):
+            plan = _plan(job, inputs)
+            stores = _prepare(job.out / "store", inputs, plan)
+        training = _training_names(job, stores["labelled"], inputs)
+        held_out = _held_out(inputs, stores["labelled"], training)
+        models = _train(job.out, plan, trainers, training, clock)
+        left_out = inputs.left_out + [
+            {"path": item["name"], "reason": item["reason"]} for store in stores.values() for item in store.left_out
+        ]
+        scores: dict[str, Any] = {}
+        for arm in ARMS:
+            with clock.stage(f"segment {arm}"):
+                missed = _segment(models[arm], held_out, job.out / "predictions" / arm, arm)
+            with clock.stage(f"evaluate {arm}"):
+                scores[arm] = _evaluate(job.out, arm, held_out, plan)
+        left_out += [{"path": case, "reason": reason} for case, reason in missed]
+        summary = {
+            "seconds": clock.seconds,
+            "peak_memory_gib": clock.record["peak_memory_gib"],
+            "index": {"ok": inputs.ok, "left_out": left_out},
+            "cases": {"unlabelled": len(stores["unlabelled"].names), "train": len(training), "test": len(held_out)},
+            **{arm: scores[arm] for arm in ARMS},
+        }
+        write_json(job.out / "summary.json", summary)
+        report = draw_report(job.out)
+        _say_farewell(job.out, report, summary)
+        return summary
+
+
+def _remember(job: MainJob) -> None:
+    """Refuse to mix two jobs in one folder: what a stage left there would be kept although it belongs to other settings."""
+    path, wanted = job.out / "job.json", {name: _plain(value) for name, value in dataclasses.asdict(job).items() if name != "out"}
+    if not path.is_file():
+        write_json(path, wanted)
+        return
+    before = read_json(path)
+    changed = [f"{name}: {before.get(name)} then, {value} now" for name, value in wanted.items() if before.get(name) != value]
+    if changed:
+        raise ConfigError(
+            f"{job.out}: this folder holds a job with other settings ({'; '.join(changed)}); choose another --out, or set them back"
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value.resolve())
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read_inputs(job: MainJob) -> Inputs:
+    labelled = find_cases(job.labelled, channels=job.channels, label=job.label_name)
+    if not labelled.labelled:
+        raise InputError(f"{job.labelled}: {len(labelled)} cases were found, none with a label; name the label's file with --label-name")
+    unlabelled = _same_channels(find_cases(job.unlabelled, label=job.label_name), labelled.channels, job.unlabelled)
+    test = None
+    if job.test is not None:
+        test = _same_channels(find_cases(job.test, label=job.label_name), labelled.channels, job.test).cases
+    with bar("index") as progress:
+        index = index_archive([job.unlabelled], job.out / "index", progress=progress)
+    broken = {Path(row["path"]).resolve(): row["reason"] for row in index.left_out}
+    images = {path.resolve() for case in unlabelled for path in case.images.values()}
+    left_out = [{"path": str(path), "reason": reason} for path, reason in broken.items() if path in images]
+    return Inputs(_without(unlabelled, set(broken)), labelled, test, left_out, ok=len(images - set(broken)))
+
+
+def _same_channels(cases: CaseSet, channels: Sequence[str], folder: Path) -> CaseSet:
+    """The cases with the channels of the labelled ones, in their order; a lone channel needs no name."""
+    wanted = {name.lower(): name for name in channels}
+    if len(cases.channels) == len(channels) == 1:
+        renamed = [dataclasses.replace(case, images={channels[0]: next(iter(case.images.values()))}) for case in cases]
+        return dataclasses.replace(cases, cases=tuple(renamed), channels=tuple(channels))
+    kept = []
+    for case in cases:
+        images = {wanted[name.lower()]: path for name, path in case.images.items() if name.lower() in wanted}
+        if images:
+            kept.append(dataclasses.replace(case, images={name: images[name] for name in channels if name in images}))
+    if not kept:
+        raise InputError(
+            f"{folder}: its scans have the channels {', '.join(cases.channels)}, the labelled cases have {', '.join(channels)}: "
+            "none in common; name the files alike, or choose with --channels"
+        )
+    return dataclasses.replace(cases, cases=tuple(kept), channels=tuple(channels))
+
+
+def _without(cases: CaseSet, broken: set[Path]) -> CaseSet:
+    """The cases with what is left of them without the broken files; a case keeps its sound channels."""
+    sound = []
+    for case in cases:
+        images = {name: path for name, path in case.images.items() if path.resolve() not in broken}
+        if images:
+            sound.append(dataclasses.replace(case, images=images))
+    if not sound:
+        raise InputError("every scan of the unlabelled folder is broken; see index/scans.parquet in the output folder for the reasons")
+    return dataclasses.replace(cases, cases=tuple(sound))
+
+
+def _plan(job: MainJob, inputs: Inputs) -> Plan:
+    path = job.out / "plan.json"
+    if path.is_file():
+        return Plan.from_json(read_json(path))
+    recipe = guess_recipe(inputs.labelled, max_voxels=job.max_voxels)
+    if job.spacing is not None:
+        recipe = dataclasses.replace(recipe, spacing=job.spacing)
+    plan = make_plan(recipe, minutes=job.minutes, seed=job.seed)
+    write_json(path, as_json(plan))
+    return plan
+
+
+def _prepare(out: Path, inputs: Inputs, plan: Plan) -> dict[str, Store]:
+    # A label that lies beside an unlabelled scan is none of pretraining's business.
+    bare = tuple(dataclasses.replace(case, label=None) for case in inputs.unlabelled)
+    sets = {
+        "unlabelled": dataclasses.replace(inputs.unlabelled, cases=bare),
+        "labelled": dataclasses.replace(inputs.labelled, cases=inputs.labelled.labelled),
+    }
+    stores = {}
+    for name, cases in sets.items():
+        with bar(f"prepare {name}") as progress:
+            stores[name] = build_store(cases, plan.recipe, out / name, progress=progress)
+    return stores
+
+
+def _training_names(job: MainJob, store: Store, inputs: Inputs) -> tuple[str, ...]:
+    if inputs.test is None and job.labels is None:
+        raise ConfigError("without --test there must be labelled cases to test on: say with --labels N how many to train on")
+    available = tuple(case.id for case in inputs.labelled.labelled if case.id in store.names)
+    count = len(available) if job.labels is None else job.labels
+    if not 0 < count <= len(available) - (inputs.test is None):
+        spare = ", and one at least must be left to test on" if inputs.test is None else ""
+        raise ConfigError(f"--labels {count}: {len(available)} labelled cases can be used{spare}")
+    return available[:count]
+
+
+def _held_out(inputs: Inputs, store: Store, training: tuple[str, ...]) -> tuple[Case, ...]:
+    if inputs.test is not None:
+        return inputs.test
+    return tuple(case for case in inputs.labelled.labelled if case.id not in training and case.id in store.names)
+
+
+def _train(out: Path, plan: Plan, trainers: Trainers, training: tuple[str, ...], clock: StageClock) -> dict[str, Path]:
+    with clock.stage("pretrain"):
+        encoder = trainers.pretrain(plan, out / "store" / "unlabelled", out / "pretrain")
+    models = {}
+    for arm in ARMS:
+        with clock.stage(f"finetune {arm}"):
+            made = trainers.finetune(
+                plan, out / "store" / "labelled", training, out / "finetune" / arm, encoder if arm == "pretrained" else None
+            )
+            models[arm] = out / "models" / arm
+            shutil.copytree(made, models[arm], dirs_exist_ok=True)
+    return models
+
+
+def _segment(model: Path, cases: Sequence[Case], out: Path, arm: str) -> list[tuple[str, str]]:
+    with bar(f"segment ({arm})") as progress:
+        return segment_cases(load_model(model), cases, out, allow_missing=True, progress=progress)
+
+
+def _evaluate(out: Path, arm: str, cases: Sequence[Case], plan: Plan) -> dict[str, Any]:
+    """Scores of the cases with a label; a case that could not be segmented counts as Dice 0."""
+    predictions = out / "predictions" / arm
+    made = {case.id: predictions / f"{case.id}.nii.gz" for case in cases}
+    pairs = {case.id: (made[case.id] if made[case.id].is_file() else None, case.label) for case in cases if case.label is not None}
+    if not pairs:
+        return {"dice": None, "low": None, "high": None, "per_case": {}}
+    summary = evaluate_cases(pairs, out / "evaluation" / arm, **structures_of(plan.recipe))
+    return {key: summary[key] for key in ("dice", "low", "high", "per_case")}
+
+
+def _say_farewell(out: Path, report: Path, summary: dict[str, Any]) -> None:
+    print(f"\nreport   {report}\nmodels   {out / 'models'}\nsummary  {out / 'summary.json'}", file=sys.stderr)
+    for arm in ARMS:
+        score = summary[arm]
+        if score["dice"] is not None:
+            print(f"{arm:10s} Dice {score['dice']:.3f} (95 % interval {score['low']:.3f} to {score['high']:.3f})", file=sys.stderr)
+    left_out = summary["index"]["left_out"]
+    print(
+        f"{summary['seconds']:.0f} s, {summary['peak_memory_gib']:.1f} GiB; {len(left_out)} scans left out (reasons in the report)",
+        file=sys.stderr,
+    )

@@ -1,0 +1,144 @@
+"""Figures as PNG bytes: overlays in three planes, curves, paired scores. Drawn with matplotlib's object interface, so nothing is global."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Integer
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+# Okabe and Ito's palette, which colour-blind readers tell apart (jfly.uni-koeln.de/color).
+TRUTH = "#F0E442"
+COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+# What a radiologist expects: the patient's right on the left of the picture, anterior (or superior) on top.
+_PLANES = (("axial", 2, "RLAP"), ("coronal", 1, "RLSI"), ("sagittal", 0, "APSI"))
+
+
+def overlay_figure(
+    image: Float[np.ndarray, "x y z"],
+    masks: Mapping[str, np.ndarray],
+    spacing: Sequence[float],
+    *,
+    title: str = "",
+    first_is_truth: bool = True,
+) -> bytes:
+    """One scan in three planes through the middle of what is contoured.
+
+    Args:
+        image: (x, y, z), RAS+; shown between its 1st and 99.5th percentile.
+        masks: name → (x, y, z) boolean; drawn as contours, the first as the truth. Planes go through the largest slice of the first
+            one that is not empty.
+        spacing: mm along x, y, z; pixels are drawn in true proportion.
+        title: above the figure.
+        first_is_truth: whether the first mask gets the truth's colour.
+    """
+    colours = ([TRUTH] if first_is_truth else []) + list(COLOURS)
+    centre = _centre(image.shape, masks)
+    low, high = np.percentile(image, (1, 99.5))
+    figure = Figure(figsize=(9.6, 3.9), dpi=110, facecolor="black")
+    for number, (plane, axis, corners) in enumerate(_PLANES):
+        axes = figure.add_subplot(1, 3, number + 1)
+        _slice(axes, image, axis, centre, spacing, low, high)
+        for (_, mask), colour in zip(masks.items(), colours):
+            picture = _picture(mask, axis, centre)
+            if picture.any() and not picture.all():
+                axes.contour(picture.astype(float), levels=[0.5], colors=[colour], linewidths=1.4)
+        _letters(axes, corners)
+        axes.set_title(plane, color="white", fontsize=9)
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in zip(masks, colours)]
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor="white", fontsize=9)
+    if title:
+        figure.suptitle(title, color="white", fontsize=11)
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.86 if title else 0.93, bottom=0.1, wspace=0.03)
+    return _png(figure)
+
+
+def curve_figure(curves: Mapping[str, Sequence[tuple[float, float]]], *, ylabel: str, xlabel: str = "step", log: bool = False) -> bytes:
+    """Lines of (x, y) points by name."""
+    figure = Figure(figsize=(6.4, 3.4), dpi=110)
+    axes = figure.add_subplot()
+    for (name, points), colour in zip(curves.items(), COLOURS):
+        xs, ys = zip(*points) if points else ((), ())
+        axes.plot(xs, ys, color=colour, label=name, linewidth=1.6, marker="." if len(xs) < 30 else None)
+    if log:
+        axes.set_yscale("log")
+    _plain(axes, xlabel, ylabel)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    return _png(figure)
+
+
+def score_figure(
+    scores: Mapping[str, Mapping[str, float]], intervals: Mapping[str, tuple[float, float, float]], *, ylabel: str = "Dice"
+) -> bytes:
+    """Every case's score under each arm, joined by a line, with each arm's mean and 95 % interval beside it.
+
+    Args:
+        scores: arm → {case: score}.
+        intervals: arm → (mean, low, high).
+    """
+    arms = list(scores)
+    figure = Figure(figsize=(1.6 + 1.9 * len(arms), 3.8), dpi=110)
+    axes = figure.add_subplot()
+    for case in sorted({case for values in scores.values() for case in values}):
+        points = [(place, scores[arm][case]) for place, arm in enumerate(arms) if case in scores[arm]]
+        axes.plot(*zip(*points), color="0.75", linewidth=0.8, marker="o", markersize=3, zorder=1)
+    for place, (arm, colour) in enumerate(zip(arms, COLOURS)):
+        mean, low, high = intervals[arm]
+        axes.errorbar(
+            place, mean, yerr=[[mean - low], [high - mean]], color=colour, marker="D", markersize=7, capsize=6, linewidth=2, zorder=2
+        )
+        axes.annotate(f"{mean:.3f}", (place, mean), xytext=(10, 6), textcoords="offset points", color=colour, fontsize=10, weight="bold")
+    axes.set_xticks(range(len(arms)), arms)
+    axes.set_xlim(-0.5, len(arms) - 0.4)
+    axes.set_ylim(-0.02, 1.02)
+    _plain(axes, "", ylabel)
+    figure.tight_layout()
+    return _png(figure)
+
+
+def _centre(shape: Sequence[int], masks: Mapping[str, Integer[np.ndarray, "x y z"]]) -> tuple[int, int, int]:
+    """The voxel where the first mask that is not empty has its largest slice along each axis; the middle of the scan without any."""
+    for mask in masks.values():
+        if mask.any():
+            areas = [mask.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
+            x, y, z = (int(np.argmax(area)) for area in areas)
+            return x, y, z
+    return shape[0] // 2, shape[1] // 2, shape[2] // 2
+
+
+def _picture(volume: np.ndarray, axis: int, centre: Sequence[int]) -> np.ndarray:
+    """The slice through `centre` as rows from top to bottom: up is anterior or superior, left is the patient's right or anterior."""
+    return np.take(volume, centre[axis], axis=axis)[::-1, ::-1].T
+
+
+def _slice(axes: Axes, image: np.ndarray, axis: int, centre: Sequence[int], spacing: Sequence[float], low: float, high: float) -> None:
+    across, up = (spacing[other] for other in range(3) if other != axis)
+    axes.imshow(_picture(image, axis, centre), cmap="gray", vmin=low, vmax=high, aspect=up / across, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def _letters(axes: Axes, corners: str) -> None:
+    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.97), (0.5, 0.03))
+    for letter, (x, y) in zip(corners, places):
+        axes.text(x, y, letter, color="white", fontsize=8, transform=axes.transAxes, ha="center", va="center")
+
+
+def _plain(axes: Axes, xlabel: str, ylabel: str) -> None:
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure)
+    # Without a date and a version, equal figures are equal files.
+    figure.savefig(stream, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})
+    return stream.getvalue()

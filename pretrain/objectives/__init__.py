@@ -1,0 +1,1 @@
+"""What an encoder learns from without labels: one file an objective, each with `make_loss(graph, …)`."""

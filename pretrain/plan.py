@@ -1,0 +1,30 @@
+"""The main job's plan as a pretraining config. Handed to the main job by the command line."""
+
+from pathlib import Path
+
+from jaxseg.data.augment import Augment
+from jaxseg.models import MAEConfig, ViTConfig
+from jaxseg.plan import Plan
+from jaxseg.train import LoopConfig, OptimConfig
+from pretrain.config import PretrainConfig
+from pretrain.train import pretrain
+
+
+def plan_config(plan: Plan, store: Path, out: Path) -> PretrainConfig:
+    """The masked autoencoder that the plan asks for: units of two tokens hidden, a quarter seen, a narrow decoder."""
+    encoder = ViTConfig(crop=plan.crop, token=plan.token, width=plan.width, depth=plan.depth, heads=plan.heads, rope_scale=plan.rope_scale)
+    return PretrainConfig(
+        store=str(store),
+        out=str(out),
+        model=MAEConfig(encoder=encoder, decoder_width=96, decoder_depth=2, decoder_heads=3, predict=0.5),
+        batch=plan.pretrain_batch,
+        augment=Augment.light(),
+        optim=OptimConfig(lr=plan.pretrain_lr, warmup=plan.pretrain_steps // 20),
+        loop=LoopConfig(steps=plan.pretrain_steps, save_every=max(50, plan.pretrain_steps // 8), seed=plan.seed),
+        seed=plan.seed,
+    )
+
+
+def run(plan: Plan, store: Path, out: Path) -> Path:
+    """Pretrain as planned; returns the model folder with the encoder."""
+    return pretrain(plan_config(plan, store, out))

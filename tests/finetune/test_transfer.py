@@ -1,0 +1,81 @@
+"""The encoder of a pretraining goes into a network by name; channels and position tables are adapted; the rest is refused with a table."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from finetune.transfer import adapt_channels, resize_table, take_encoder
+from jaxseg.errors import CheckpointError
+from jaxseg.models import MAE, UNETR, MAEConfig, UNETRConfig, ViTConfig
+from jaxseg.train import array_names
+
+ENCODER = ViTConfig(crop=(8, 8, 8), token=(4, 4, 4), width=24, depth=2, heads=2, in_channels=2)
+
+
+def mae(encoder=ENCODER, seed=0):
+    config = MAEConfig(encoder=encoder, decoder_width=12, decoder_depth=1, decoder_heads=1)
+    return nnx.state(MAE(config, rngs=nnx.Rngs(seed)))
+
+
+def unetr(encoder=ENCODER, seed=0):
+    return nnx.state(UNETR(UNETRConfig(encoder=encoder, feature=4, stride=2), rngs=nnx.Rngs(seed)))
+
+
+def named(tree):
+    return dict(zip(array_names(tree), jax.tree.leaves(tree)))
+
+
+def test_every_encoder_array_is_taken_and_nothing_else_changes():
+    source, target = mae(seed=1), unetr(seed=2)
+    before, after = named(target), named(take_encoder(target, ENCODER, source, ENCODER, channels="ab", source_channels="ab").params)
+    for name, array in after.items():
+        expected = named(source)[name] if name.startswith("encoder.") else before[name]
+        np.testing.assert_array_equal(array, expected, err_msg=name)
+
+
+def test_an_encoder_that_was_never_trained_gives_the_scratch_network_to_the_bit():
+    """Zero pretraining steps: the arms of a comparison must be equal, so both networks draw their encoder first from the same seed."""
+    scratch = named(unetr(seed=3))
+    taken = named(take_encoder(unetr(seed=3), ENCODER, mae(seed=3), ENCODER, channels="ab", source_channels="ab").params)
+    for name, array in taken.items():
+        np.testing.assert_array_equal(array, scratch[name], err_msg=name)
+
+
+def test_one_channel_becomes_many_and_equal_channels_give_the_same_token():
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(64, 24)).astype(np.float32)
+    voxels = rng.normal(size=(64,)).astype(np.float32)
+    adapted = adapt_channels(kernel, ["CT"], ["T1", "T2", "PET"])
+    three_equal = np.repeat(voxels[:, None], 3, axis=1).reshape(-1)
+    np.testing.assert_allclose(three_equal @ adapted, voxels @ kernel, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_are_matched_by_name_not_by_place():
+    kernel = np.arange(2 * 2 * 3, dtype=np.float32).reshape(4, 3)  # two voxels, channels (T1, T2)
+    swapped = adapt_channels(kernel, ["T1", "T2"], ["t2", "T1"]).reshape(2, 2, 3)
+    np.testing.assert_array_equal(swapped, kernel.reshape(2, 2, 3)[:, ::-1])
+
+
+def test_a_position_table_is_interpolated_and_a_constant_one_stays():
+    table = jnp.ones((2, 2, 2, 5)) * jnp.arange(5)
+    resized = resize_table(table, (3, 4, 2))
+    assert resized.shape == (3, 4, 2, 5)
+    np.testing.assert_allclose(resized, jnp.broadcast_to(jnp.arange(5.0), (3, 4, 2, 5)), rtol=1e-6)
+
+
+def test_a_learned_table_goes_into_a_larger_grid():
+    small = dataclasses.replace(ENCODER, positions="learned")
+    large = dataclasses.replace(small, crop=(16, 8, 8))
+    transfer = take_encoder(unetr(large), large, mae(small), small, channels="ab", source_channels="ab")
+    assert list(transfer.adapted) == ["encoder.positions.table"]
+
+
+@pytest.mark.parametrize("change", [{"width": 48}, {"depth": 3}, {"token": (2, 2, 2)}, {"mlp": "gelu"}])
+def test_another_architecture_is_refused_with_the_shapes_of_both(change):
+    other = dataclasses.replace(ENCODER, **change)
+    with pytest.raises(CheckpointError, match="(?s)does not fit.*in the pretraining.*encoder\\."):
+        take_encoder(unetr(ENCODER), ENCODER, mae(other), other, channels="ab", source_channels="ab")

@@ -1,0 +1,154 @@
+"""From a scan to labels on its own grid, with a network whose right answer is known: it says whether the tissue is bright."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxseg.data.io import load_volume, save_volume
+from jaxseg.data.preprocess import Recipe
+from jaxseg.data.volume import Volume
+from jaxseg.errors import CheckpointError, ShapeError
+from jaxseg.infer import predict, predict_probabilities, segment
+from jaxseg.metrics import dice
+from jaxseg.zoo import Model
+
+LEVELS = (0.0, 40.0, 120.0, 220.0)  # HU of tissue and of three structures inside one another
+
+
+class Nearest(nnx.Module):
+    """Logits that are largest for the class whose level (in units of the recipe's ct:-200:400) is nearest to the voxel's."""
+
+    def __init__(self, sharpness=500.0):
+        self.sharpness = sharpness
+
+    def __call__(self, x, *, spacing=None, key=None):
+        assert spacing.shape == (x.shape[0], 3)
+        return -self.sharpness * (x[..., :1] - scaled(np.asarray(LEVELS, np.float32))) ** 2
+
+
+class Above(nnx.Module):
+    """A region for every level: what is at least about as bright."""
+
+    def __call__(self, x, *, spacing=None, key=None):
+        return 500.0 * (x[..., :1] - scaled(np.asarray([20.0, 80.0, 170.0], np.float32)))
+
+
+def scaled(hu):
+    return (hu - 100) * 4 / 600
+
+
+def model(network, spacing=(1.0, 1.0, 2.0), channels=("CT",), crop=(12, 10, 8), **changes):
+    labels = {"outer": 7, "middle": 3, "inner": 9}
+    recipe = {
+        "channels": list(channels),
+        "spacing": list(spacing),
+        "intensity": ["ct:-200:400"] * len(channels),
+        "labels": labels,
+    } | changes
+    return Model(network, {"channels": list(channels), "recipe": recipe, "crop": list(crop)})
+
+
+def scan(tmp_path, spacing=(1.0, 1.0, 2.0), shape=(36, 30, 16), axes="LPS"):
+    """A body with nested balls (off centre) on disk in the orientation `axes`; returns the path and the truth in disk order, as 0 to 3."""
+    index = np.stack(np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij"), -1)
+    distance = np.linalg.norm(index - (14.0, 16.0, 18.0), axis=-1)
+    truth = sum((distance < radius).astype(np.uint8) for radius in (11, 8, 4.5))
+    image = np.asarray(LEVELS, np.float32)[truth]
+    edge = np.ones(shape, bool)
+    edge[2:-2, 2:-2, 1:-1] = False
+    image[edge] = -1000
+    flip = np.diag([*(-s if code in "LPI" else s for s, code in zip(spacing, axes, strict=True)), 1.0])
+    flip[:3, 3] = (50, -20, 7)
+    nifti = nib.Nifti1Image(image, flip)
+    nifti.set_qform(flip, 1)
+    nifti.set_sform(flip, 1)
+    path = tmp_path / "scan.nii.gz"
+    nib.save(nifti, path)
+    return path, truth
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "LAI"])
+def test_labels_come_back_in_the_voxels_and_affine_of_the_file(tmp_path, axes):
+    path, truth = scan(tmp_path, axes=axes)
+    volume = load_volume({"CT": path})
+    labels = segment(model(Nearest()), volume)
+    assert labels.array.dtype == np.uint8 and labels.grid.same_as(volume.grid, 1e-6)
+    saved = nib.load(save_volume(labels, tmp_path / "labels.nii.gz", like=labels.source))
+    np.testing.assert_array_equal(saved.affine, nib.load(path).affine)
+    np.testing.assert_array_equal(
+        np.asarray(saved.dataobj), np.asarray([0, 3, 7, 9])[truth]
+    )  # disk values in ascending order are the classes
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (0.8, 1.3, 1.5)])
+def test_a_network_at_another_spacing_labels_the_same_places(tmp_path, spacing):
+    path, truth = scan(tmp_path)
+    labels = segment(model(Nearest(20.0), spacing=spacing), load_volume({"CT": path}, reorient=False))
+    found = np.flip(labels.array[..., 0], (0, 1))
+    assert dice(found > 0, truth > 0) > 0.9
+    assert dice(found == 9, truth == 3) > 0.8
+
+
+def test_regions_restore_nested_labels(tmp_path):
+    path, truth = scan(tmp_path)
+    labels = {"whole": [1, 2, 4], "core": [1, 4], "enhancing": [4]}
+    found = segment(model(Above(), labels=labels, regions=True), load_volume({"CT": path})).array[..., 0]
+    np.testing.assert_array_equal(np.flip(found, (0, 1)), np.asarray([0, 2, 1, 4])[truth])
+
+
+def test_region_values_follow_the_order_given():
+    nested = Recipe(("CT",), (1, 1, 1), ("ct",), labels={"whole": [1, 2, 3], "core": [1, 3], "enhancing": 3, "ignore": 9}, regions=True)
+    assert predict.region_values(nested) == (2, 1, 3)
+
+
+def test_probabilities_lie_on_the_network_s_grid_and_add_up(tmp_path):
+    path, _ = scan(tmp_path)
+    result = predict_probabilities(model(Nearest(5.0), spacing=(2.0, 2.0, 2.0)), load_volume({"CT": path}), batch=3)
+    assert result.channels == ("background", "middle", "outer", "inner")
+    assert result.spacing == pytest.approx((2, 2, 2))
+    np.testing.assert_allclose(result.array.sum(-1), 1, atol=1e-5)
+    assert max(n / m for n, m in zip(result.shape, (18, 15, 16), strict=True)) <= 1
+
+
+def test_the_network_is_compiled_once_for_scans_of_different_sizes(tmp_path):
+    predict._forward.clear_cache()
+    for shape in [(36, 30, 16), (30, 36, 18), (34, 34, 20)]:
+        segment(model(Nearest()), load_volume({"CT": scan(tmp_path, shape=shape)[0]}))
+    assert predict._forward._cache_size() == 1
+
+
+def volume_of(*channels):
+    return Volume(np.random.default_rng(0).normal(size=(12, 12, 12, len(channels))).astype(np.float32), np.eye(4), channels)
+
+
+@pytest.mark.parametrize(
+    "channels, message",
+    [
+        (("T1",), r"1 channel \(T1\), but this model takes 2 \(T1, FLAIR\)"),
+        (("T1", "FLAIR", "T2"), "3 channels .* takes 2"),
+        (("T1", "T2"), "T1, FLAIR"),
+    ],
+)
+def test_a_scan_with_other_channels_is_refused_in_one_line(channels, message):
+    with pytest.raises(ShapeError, match=message) as caught:
+        segment(model(Nearest(), channels=("T1", "FLAIR")), volume_of(*channels))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_channel_is_zero_where_that_is_allowed():
+    seen = []
+
+    class Watch(nnx.Module):
+        def __call__(self, x, *, spacing=None, key=None):
+            seen.append(x.shape)
+            return x[..., :1] * 0 + 50 * (x[..., 1:2] == 0) * np.asarray([0.0, 0, 0, 1])
+
+    labels = segment(model(Watch(), channels=("T1", "FLAIR"), intensity=["zscore"] * 2), volume_of("T1"), allow_missing=True)
+    assert seen[0][-1] == 2
+    assert (labels.array == 9).mean() > 0.5
+
+
+def test_a_model_that_was_not_fine_tuned_cannot_segment():
+    with pytest.raises(CheckpointError, match="fine-tune it first"):
+        segment(Model(Nearest(), {"channels": ["CT"], "recipe": None, "crop": None}), volume_of("CT"))

@@ -1,0 +1,121 @@
+"""The sliding window: what blending must leave unchanged, which windows are chosen, and MONAI's numbers."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseg.infer import sliding_window
+from jaxseg.infer.window import gaussian_weights, window_starts
+
+
+def scan(shape=(11, 9, 13), channels=2, seed=0):
+    return np.random.default_rng(seed).normal(size=(*shape, channels)).astype(np.float32)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.8])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_identity_returns_the_image(overlap, batch):
+    image = scan()
+    result = sliding_window(lambda x: x, image, window=(6, 4, 5), overlap=overlap, batch=batch, num_classes=2)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, image, atol=1e-6, rtol=3e-6)  # 125 windows meet at overlap 0.8
+
+
+@pytest.mark.parametrize("window", [(16, 4, 5), (16, 16, 16), (12, 10, 13)])
+def test_a_volume_smaller_than_the_window_is_padded_and_restored(window):
+    image = scan()
+    np.testing.assert_allclose(sliding_window(lambda x: x, image, window=window, num_classes=2), image, atol=1e-6)
+
+
+def test_padding_is_each_channel_s_minimum_or_what_is_asked_for():
+    image = scan(shape=(3, 4, 4))
+    seen = []
+    collect = lambda x: (seen.append(x), x)[1]
+    sliding_window(collect, image, window=(6, 4, 4), num_classes=2)
+    sliding_window(collect, image, window=(6, 4, 4), num_classes=2, fill=[-7.0, 3.0])
+    np.testing.assert_array_equal(seen[0][0, 0, 0, 0], image.min(axis=(0, 1, 2)))
+    np.testing.assert_array_equal(seen[1][0, 5], np.broadcast_to([-7, 3], (4, 4, 2)))
+    np.testing.assert_array_equal(seen[0][0, 1:4], image)
+
+
+def test_a_constant_stays_constant_and_every_call_has_a_full_batch():
+    shapes = set()
+
+    def apply(x):
+        shapes.add(x.shape)
+        return jnp.full((*x.shape[:4], 3), 0.3)
+
+    result = sliding_window(apply, scan(), window=(5, 5, 5), batch=4, num_classes=3)
+    np.testing.assert_allclose(result, 0.3, rtol=1e-6)
+    assert shapes == {(4, 5, 5, 5, 2)}
+
+
+@pytest.mark.parametrize("size, width, overlap", list(itertools.product((8, 9, 17, 40), (4, 8), (0.0, 0.3, 0.5, 0.9))))
+def test_windows_cover_evenly_from_border_to_border(size, width, overlap):
+    starts = [start[0] for start in window_starts((size, 4, 4), (width, 4, 4), overlap)]
+    steps = np.diff(starts)
+    assert (starts[0], starts[-1]) == (0, size - width)
+    assert (steps <= max(1, round(width * (1 - overlap)))).all()
+    assert steps.size == 0 or steps.max() - steps.min() <= 1
+
+
+def test_the_weight_is_symmetric_positive_and_greatest_in_the_middle():
+    weight = gaussian_weights((5, 8, 4))
+    assert weight.min() > 0 and weight[2, 3, 1] == weight.max()
+    for axis in range(3):
+        np.testing.assert_array_equal(weight, np.flip(weight, axis))
+    # one sigma (an eighth of the window) from the centre: exp(-1/2)
+    assert gaussian_weights((17, 1, 1))[10, 0, 0] == pytest.approx(np.exp(-0.5 * (2 / (17 / 8)) ** 2))
+
+
+def test_windows_in_the_air_are_skipped():
+    image, mask = scan((16, 8, 8)), np.zeros((16, 8, 8), bool)
+    mask[:3] = True
+    calls = []
+    apply = lambda x: (calls.append(len(x)), x)[1]
+    result = sliding_window(apply, image, window=(4, 4, 4), overlap=0, num_classes=2, mask=mask, outside=[1, 0])
+    assert sum(calls) == 4  # of 16
+    np.testing.assert_allclose(result[:4], image[:4], atol=1e-6)
+    np.testing.assert_array_equal(result[4:], np.broadcast_to([1, 0], (12, 8, 8, 2)))
+
+
+def test_nothing_but_air_calls_nothing():
+    def never(x):
+        raise AssertionError("called")
+
+    result = sliding_window(never, scan(), window=(4, 4, 4), num_classes=2, mask=np.zeros((11, 9, 13), bool))
+    np.testing.assert_array_equal(result, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"window": (4, 4)}, {"window": (0, 4, 4)}, {"overlap": 1.0}, {"batch": 0}, {"num_classes": 5}, {"mask": np.ones((2, 2, 2), bool)}],
+)
+def test_settings_that_cannot_be_are_refused(change):
+    with pytest.raises(ValueError):
+        sliding_window(lambda x: x, scan(), **({"window": (4, 4, 4), "num_classes": 2} | change))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("shape, overlap", [((12, 8, 16), 0.5), ((8, 14, 20), 0.25), ((5, 8, 12), 0.5)])
+def test_a_fixed_convolution_gives_monai_s_blend(shape, overlap):
+    torch, inferers = pytest.importorskip("torch"), pytest.importorskip("monai.inferers")
+    image = scan(shape)
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 3, 2, 3)).astype(np.float32) / 5
+    window = (8, 8, 8)
+
+    @jax.jit
+    def ours(x):
+        return jnp.tanh(jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")))
+
+    def theirs(x):
+        return torch.tanh(torch.nn.functional.conv3d(x, torch.from_numpy(kernel.transpose(4, 3, 0, 1, 2).copy()), padding=1))
+
+    expected = inferers.sliding_window_inference(
+        torch.from_numpy(image.transpose(3, 0, 1, 2).copy())[None], window, 2, theirs, overlap=overlap, mode="gaussian", cval=0.25
+    )
+    result = sliding_window(ours, image, window=window, overlap=overlap, batch=3, num_classes=3, fill=0.25)
+    np.testing.assert_allclose(result, expected[0].numpy().transpose(1, 2, 3, 0), atol=1e-5)
