@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 # Okabe and Ito's palette, which colour-blind readers tell apart (jfly.uni-koeln.de/color).
 TRUTH = "#F0E442"
@@ -125,7 +126,8 @@ def _slice(axes: Axes, image: np.ndarray, axis: int, centre: Sequence[int], spac
 def _letters(axes: Axes, corners: str) -> None:
     places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.97), (0.5, 0.03))
     for letter, (x, y) in zip(corners, places):
-        axes.text(x, y, letter, color="white", fontsize=8, transform=axes.transAxes, ha="center", va="center")
+        text = axes.text(x, y, letter, color="white", fontsize=8, transform=axes.transAxes, ha="center", va="center")
+        text.set_path_effects([withStroke(linewidth=2, foreground="black")])  # legible on bright tissue
 
 
 def _plain(axes: Axes, xlabel: str, ylabel: str) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 from jaxseg.data.phantom.shapes import Array, Labyrinth, Lattice, Points, blend, ellipsoid, membership, smooth_noise, tube
 
 TISSUES = (
-    "air csf grey white deep pallidum stem fat skin bone marrow muscle vessel choroid dura eye mucosa hyperintensity necrosis oedema enhancing"
-).split()
+    *("air", "csf", "grey", "white", "deep", "pallidum", "stem", "fat", "skin", "bone", "marrow"),
+    *("muscle", "vessel", "choroid", "dura", "eye", "mucosa", "hyperintensity", "necrosis", "oedema", "enhancing"),
+)
 INDEX = {name: number for number, name in enumerate(TISSUES)}
 
 

@@ -7,7 +7,7 @@ OUT/labelled/images/PH_L000_T1.nii.gz …  OUT/labelled/labels/PH_L000.nii.gz  O
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
@@ -120,7 +120,8 @@ def write_archive(
     done = len(plans) - len(missing)
     if progress:
         progress(done, len(plans))
-    for done, _ in enumerate(_finished(missing, out, processes), start=done + 1):
+    for _ in _finished(missing, out, processes):
+        done += 1
         if progress:
             progress(done, len(plans))
     damaged = {out / p.files[p.broken_channel]: p.fault for p in plans if p.fault and p.broken_channel}
@@ -150,7 +151,7 @@ def nifti(array: Array, affine: Array, orientation: str) -> nib.Nifti1Image:
     stored = array if label else np.clip(np.round(array / slope), 0, 32767).astype(np.int16)
     image = nib.Nifti1Image(stored, affine)
     turn = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(orientation)))
-    image = image.as_reoriented(turn)
+    image = image.as_reoriented(turn.tolist())
     image.header.set_slope_inter(slope, 0.0)
     image.header.set_xyzt_units("mm")
     image.set_qform(image.affine, code=1)
@@ -173,7 +174,7 @@ def _claim(out: Path, arguments: dict[str, int]) -> None:
         raise StorageError(f"{out}: holds a phantom archive made with {found}, not {arguments}; choose another folder or remove this one")
 
 
-def _finished(plans: list[Plan], out: Path, processes: int):
+def _finished(plans: list[Plan], out: Path, processes: int) -> Iterator[str]:
     """Yield the case names as they are done."""
     if processes <= 1 or len(plans) <= 1:
         yield from (write_case(plan, out) for plan in plans)

@@ -100,7 +100,7 @@ def make_case(
     signals = contrast.render(machine, chosen, fractions, lattice, drawn.enhancement if drawn else 0.0)
     images = {}
     for number, (name, signal) in enumerate(zip(contrast.CHANNELS, signals)):  # all of them, so that leaving one out changes no other
-        scanned = np.ascontiguousarray(separable(signal, matrices))
+        scanned = separable(signal, matrices)
         images[name] = contrast.add_noise(machine, chosen, number, scanned, float(np.prod(spacing)) / 1000)
     nearest = [np.argmax(matrix, axis=1) for matrix in matrices]
     tissue = np.argmax(fractions, axis=0).astype(np.uint8)[np.ix_(*nearest)]

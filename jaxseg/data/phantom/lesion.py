@@ -67,7 +67,7 @@ def draw_tumour(rng: np.random.Generator, subject: anatomy.Subject, p: Points, l
 
 
 def _axis_offsets(tumour: Tumour, lattice: Lattice) -> list[Array]:
-    return [np.float32(axis - c) for axis, c in zip(lattice.axes(), tumour.centre)]
+    return [axis - np.float32(c) for axis, c in zip(lattice.axes(), tumour.centre)]
 
 
 def offsets(tumour: Tumour, lattice: Lattice) -> Points:
@@ -149,7 +149,7 @@ def _spread(
     """Membership of the whole tumour; `beyond` is the distance (mm) beyond the core's surface."""
     radius = tumour.radius_mm
     noise = smooth_noise(rng, lattice, max(9.0, 0.9 * radius))
-    level = np.maximum(beyond, 0) + radius * (0.28 * noise + 1.1 * grey) + 60 * np.clip(0.75 - tissue, 0, 1)
+    level = np.maximum(beyond, 0) + radius * (0.4 * noise + 1.2 * grey) + 60 * np.clip(0.75 - tissue, 0, 1)
     level = np.where(core, -3 * radius, level)
     cut = _cut(level, (tissue > 0.35) | core, tumour.volume_ml, lattice)
     inside = _main_piece(level < cut, _seed(tumour, lattice))

@@ -1,9 +1,12 @@
 """Level functions (mm, negative inside), soft membership and smooth random fields: what the phantom's anatomy and tumours are drawn with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.ndimage import map_coordinates
+from scipy.sparse import csr_array
 
 Array = np.ndarray
 Points = tuple[Array, Array, Array]
@@ -19,7 +22,7 @@ class Lattice:
 
     def axes(self) -> list[Array]:
         """The world coordinates along each axis, float32 mm."""
-        return [np.float32(o + s * np.arange(n)) for o, s, n in zip(self.origin, self.spacing, self.shape)]
+        return [(o + s * np.arange(n)).astype(np.float32) for o, s, n in zip(self.origin, self.spacing, self.shape)]
 
     @property
     def affine(self) -> Array:
@@ -37,10 +40,10 @@ def ellipsoid(p: Points, centre: tuple[float, float, float], radii: tuple[float,
     return (rho - 1) * rho / np.maximum(slope, 1e-6)
 
 
-def tube(p: Points, knots: list[tuple[float, float, float, float]]) -> Array:
+def tube(p: Points, knots: Sequence[tuple[float, float, float, float]]) -> Array:
     """Distance (mm) to a chain of cones through `knots` (x, y, z, radius)."""
     best: Array | None = None
-    for (ax, ay, az, ar), (bx, by, bz, br) in zip(knots[:-1], knots[1:]):
+    for (ax, ay, az, ar), (bx, by, bz, br) in pairwise(knots):
         dx, dy, dz = bx - ax, by - ay, bz - az
         qx, qy, qz = p[0] - ax, p[1] - ay, p[2] - az
         t = np.clip((qx * dx + qy * dy + qz * dz) / (dx * dx + dy * dy + dz * dz), 0, 1)
@@ -70,10 +73,15 @@ def _spline_basis(size: int, knots: int) -> Array:
 
 
 def separable(values: Array, matrices: list[Array]) -> Array:
-    """Apply one matrix (new, old) along each of the three axes."""
+    """Apply one banded matrix (new, old) along each of the three axes.
+
+    Sparse, not BLAS: its last bit depends on the number of threads, and the same seed must give the same bytes on any number of cores.
+    """
     for matrix in matrices:
-        values = np.tensordot(values, matrix, axes=(0, 1))  # the axis worked on goes last, so three turns restore the order
-    return values
+        shape = values.shape
+        turned = csr_array(matrix) @ values.reshape(shape[0], -1)
+        values = np.moveaxis(turned.reshape(-1, *shape[1:]), 0, -1)  # the axis worked on goes last, so three turns restore the order
+    return np.ascontiguousarray(values)
 
 
 def smooth_noise(rng: np.random.Generator, lattice: Lattice, scale: float) -> Array:
@@ -82,7 +90,7 @@ def smooth_noise(rng: np.random.Generator, lattice: Lattice, scale: float) -> Ar
     knots = [max(4, int(np.ceil(e / scale)) + 2) for e in extents]
     values = rng.standard_normal(knots, dtype=np.float32)
     bases = [_spline_basis(n, k) for n, k in zip(lattice.shape, knots)]
-    return np.ascontiguousarray(separable(values, bases)) * np.float32(3.0)
+    return separable(values, bases) * np.float32(3.0)
 
 
 class Labyrinth:
@@ -97,8 +105,8 @@ class Labyrinth:
         radius = np.sqrt(k[0] ** 2 + k[1] ** 2 + k[2] ** 2)
         band = np.exp(-(((radius * wavelength - 1) / 0.22) ** 2))
         spectrum = np.fft.rfftn(rng.standard_normal((size,) * 3)) * band
-        wave = np.fft.irfftn(spectrum, s=(size,) * 3)
-        slope2 = sum(np.fft.irfftn(2j * np.pi * q * spectrum, s=(size,) * 3) ** 2 for q in k)
+        wave = np.fft.irfftn(spectrum)
+        slope2 = sum(np.fft.irfftn(2j * np.pi * q * spectrum) ** 2 for q in k)
         # where the wave is flat its zero set would swell into blobs: the floor on the slope keeps the sheets thin
         self.distance = (wave / np.sqrt(slope2 + 0.15 * np.mean(slope2))).astype(np.float32)
         self.step = step

@@ -1,0 +1,99 @@
+"""Fine-tuning on a tiny store: pretrained encoder in, model folder out that segments; and arms that are equal where they must be."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxseg
+from finetune.config import FinetuneConfig
+from finetune.floor import position_floor
+from finetune.train import finetune
+from jaxseg.data.augment import Augment
+from jaxseg.data.store import open_store
+from jaxseg.errors import CheckpointError, ConfigError
+from jaxseg.infer.folder import segment_folder
+from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
+from jaxseg.prepare import prepare_folder
+from jaxseg.train import LoopConfig, OptimConfig, QuietProgress
+from jaxseg.zoo import load_model
+from pretrain.config import PretrainConfig
+from pretrain.train import pretrain
+from tests.tiny_store import write_scans
+
+ENCODER = ViTConfig(crop=(8, 8, 8), token=(4, 4, 4), width=24, depth=2, heads=2)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    return write_scans(tmp_path_factory.mktemp("finetune") / "scans")
+
+
+@pytest.fixture(scope="module")
+def store(scans):
+    prepare_folder(scans, scans.parent / "store")
+    return scans.parent / "store"
+
+
+@pytest.fixture(scope="module")
+def untrained(store):
+    """A pretraining of no steps at all."""
+    model = MAEConfig(encoder=ENCODER, decoder_width=12, decoder_depth=1, decoder_heads=1)
+    out = store.parent / "untrained"
+    config = PretrainConfig(store=str(store), out=str(out), model=model, batch=8, optim=OptimConfig(warmup=0), loop=LoopConfig(steps=0))
+    return pretrain(config, progress=QuietProgress())
+
+
+def config(store, out, **changes):
+    base = FinetuneConfig(
+        store=str(store),
+        out=str(out),
+        model=UNETRConfig(encoder=ENCODER, feature=4, stride=2),
+        batch=8,
+        augment=Augment.none(),
+        optim=OptimConfig(lr=1e-2, warmup=1, weight_decay=0.0),
+        loop=LoopConfig(steps=2, save_every=0),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def arrays(folder):
+    return jax.tree.leaves(nnx.state(load_model(folder).network))
+
+
+@pytest.mark.slow
+def test_zero_pretraining_steps_give_the_scratch_arm_to_the_bit(store, untrained, tmp_path):
+    scratch = finetune(config(store, tmp_path / "scratch"), progress=QuietProgress())
+    taken = finetune(config(store, tmp_path / "taken", init=str(untrained)), progress=QuietProgress())
+    for one, other in zip(arrays(scratch), arrays(taken)):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_it_learns_to_find_the_balls_and_segments_a_folder(store, scans, tmp_path):
+    long = config(store, tmp_path / "run", loop=LoopConfig(steps=120, save_every=0))
+    model = finetune(long, names=("case_0", "case_1"), progress=QuietProgress())
+    assert segment_folder(model, [scans], tmp_path / "labels") == []
+    summary = jaxseg.evaluate.evaluate_folders(tmp_path / "labels", scans, tmp_path / "scores")
+    assert set(summary["per_case"]) == {f"case_{number}" for number in range(4)}
+    assert summary["dice"] > 0.7
+
+
+@pytest.mark.slow
+def test_an_encoder_of_another_width_is_refused_before_anything_is_trained(store, untrained, tmp_path):
+    wide = UNETRConfig(encoder=dataclasses.replace(ENCODER, width=48), feature=4, stride=2)
+    with pytest.raises(CheckpointError, match="does not fit this network"):
+        finetune(config(store, tmp_path / "run", model=wide, init=str(untrained)), progress=QuietProgress())
+
+
+def test_more_labels_than_there_are_is_refused(store, tmp_path):
+    with pytest.raises(ConfigError, match="9 cases were asked for"):
+        finetune(config(store, tmp_path / "run", labels=9))
+
+
+def test_the_position_only_floor_knows_where_balls_are_on_average(store):
+    """The balls lie within 3 voxels of the middle with a radius of 4, so a predictor of the middle scores well above nothing, below all."""
+    floor = position_floor(open_store(store), ["case_0", "case_1"], ["case_2", "case_3"])
+    assert 0.2 < floor["dice"] < 0.9

@@ -1,0 +1,85 @@
+"""A pretraining run on a tiny store: it resumes to the bit, and what it leaves is an encoder that fine-tuning takes."""
+
+import dataclasses
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxseg.errors import ConfigError, Preempted
+from jaxseg.models import MAEConfig, ViTConfig
+from jaxseg.prepare import prepare_folder
+from jaxseg.train import LoopConfig, OptimConfig, QuietProgress
+from jaxseg.zoo import load_model
+from pretrain.config import PretrainConfig
+from pretrain.train import pretrain
+from tests.tiny_store import write_scans
+
+MODEL = MAEConfig(
+    encoder=ViTConfig(crop=(8, 8, 8), token=(4, 4, 4), width=24, depth=2, heads=2), decoder_width=12, decoder_depth=1, decoder_heads=1
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    prepare_folder(write_scans(folder / "scans", labelled=False), folder / "store")
+    return folder / "store"
+
+
+def config(store, out, steps=6):
+    return PretrainConfig(
+        store=str(store),
+        out=str(out),
+        model=MODEL,
+        batch=8,
+        optim=OptimConfig(warmup=1),
+        loop=LoopConfig(steps=steps, save_every=2, log_every=1),
+    )
+
+
+class StopAfter(QuietProgress):
+    """Sends this process a SIGTERM once a step is done, as a scheduler would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def advance(self, step, metrics):
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def arrays(folder):
+    return jax.tree.leaves(nnx.state(load_model(folder).network))
+
+
+@pytest.mark.slow
+def test_a_stopped_and_resumed_run_equals_one_that_was_not_stopped(store, tmp_path):
+    assert threading.current_thread() is threading.main_thread()
+    whole = pretrain(config(store, tmp_path / "whole"), progress=QuietProgress())
+    with pytest.raises(Preempted, match="goes on from there"):
+        pretrain(config(store, tmp_path / "parts"), progress=StopAfter(3))
+    parts = pretrain(config(store, tmp_path / "parts"), progress=QuietProgress())
+    for one, other in zip(arrays(whole), arrays(parts)):
+        np.testing.assert_array_equal(one, other)
+    card = load_model(whole).card
+    assert card["channels"] == ["T1", "T2"]
+    assert card["training"]["cases"] == 4
+    assert len(card["training"]["data"]) == 4
+
+
+@pytest.mark.slow
+def test_a_resumed_run_with_another_config_is_refused(store, tmp_path):
+    pretrain(config(store, tmp_path / "run", steps=1), progress=QuietProgress())
+    changed = dataclasses.replace(config(store, tmp_path / "run", steps=1), batch=16)
+    with pytest.raises(ConfigError, match="batch: 8 then, 16 now"):
+        pretrain(changed, progress=QuietProgress())
+
+
+def test_a_store_and_a_run_folder_are_needed():
+    with pytest.raises(ConfigError, match="--store STORE --out OUT"):
+        pretrain(PretrainConfig())
