@@ -72,7 +72,9 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
         evaluate = watch(graph, store, watched, classes, model_config) if watched else None
         state = fit(step, state, loader, layout, run, config.loop, evaluate=evaluate, schedule=learning_rate(optim), progress=progress)
         final = layout.host(state.params if state.ema is None else state.ema)
-        return save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, store, names, model_config))
+        if jax.process_index() == 0:
+            save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, store, names, model_config))
+        return Path(config.out) / "model"
 
 
 def adapt(model: UNETRConfig, store: Store) -> UNETRConfig:

@@ -1,6 +1,7 @@
 """`jaxseg VERB`: each verb calls one public function. Nothing heavy is imported before a verb needs it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -223,6 +224,19 @@ def _call_prepare(known, _rest) -> int:
     return PARTIAL if store.left_out else 0
 
 
+def _join_processes() -> None:
+    """Where the environment says that this is one of several processes, make one job of them.
+
+    JAX_COORDINATOR_ADDRESS is HOST:PORT of the first process; JAX_NUM_PROCESSES and JAX_PROCESS_ID say how many there are and which this
+    is, unless a cluster that JAX knows (SLURM, TPU pods, …) says so itself.
+    """
+    if os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        import jax
+
+        count, place = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+        jax.distributed.initialize(num_processes=int(count) if count else None, process_id=int(place) if place else None)
+
+
 def _call_pretrain(known, rest) -> int:
     from jaxseg.compilation import use_cache
     from jaxseg.config import load_config
@@ -230,6 +244,7 @@ def _call_pretrain(known, rest) -> int:
     from pretrain.train import pretrain
 
     use_cache()
+    _join_processes()
     print(f"model: {pretrain(load_config(known.config, 'pretrain', PretrainConfig, rest))}")
     return 0
 
@@ -241,6 +256,7 @@ def _call_finetune(known, rest) -> int:
     from jaxseg.config import load_config
 
     use_cache()
+    _join_processes()
     print(f"model: {finetune(load_config(known.config, 'finetune', FinetuneConfig, rest))}")
     return 0
 

@@ -82,6 +82,8 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
     for folder in (job.unlabelled, job.labelled, *([job.test] if job.test else [])):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
+    if job.test is None and job.labels is None:
+        raise ConfigError("without --test there must be labelled cases to test on: say with --labels N how many to train on")
     with lock_folder(job.out):
         _remember(job)
         clock = StageClock(job.out / "stages.json")
@@ -210,8 +212,6 @@ def _prepare(out: Path, inputs: Inputs, plan: Plan) -> dict[str, Store]:
 
 
 def _training_names(job: MainJob, store: Store, inputs: Inputs) -> tuple[str, ...]:
-    if inputs.test is None and job.labels is None:
-        raise ConfigError("without --test there must be labelled cases to test on: say with --labels N how many to train on")
     available = tuple(case.id for case in inputs.labelled.labelled if case.id in store.names)
     count = len(available) if job.labels is None else job.labels
     if not 0 < count <= len(available) - (inputs.test is None):

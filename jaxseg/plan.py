@@ -11,9 +11,10 @@ from jaxseg.config import from_json
 from jaxseg.data.preprocess import Recipe
 from jaxseg.errors import ConfigError
 
-# Steps a minute on two cores of 2024 with the sizes below, measured by `jaxseg demo`; docs/results.md has the runs.
-PRETRAIN_STEPS_A_MINUTE = 90
-FINETUNE_STEPS_A_MINUTE = 36
+# Steps for every minute of the whole job on two cores: about a third of the time pretrains, a sixth each fine-tunes an arm, and the rest
+# makes, prepares, segments and evaluates. docs/results.md has the runs.
+PRETRAIN_STEPS = 80
+FINETUNE_STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class Plan:
         crop: voxels of a training crop, per axis of the working grid.
         token: voxels of a token, per axis; about a cube in millimetres.
         width, depth, heads: of the encoder.
-        pretrain_steps, pretrain_batch, finetune_steps, finetune_batch: the two runs.
+        pretrain_steps, pretrain_batch, pretrain_lr, finetune_steps, finetune_batch, finetune_lr: the two runs.
+        feature, stride: of the UNETR's convolutional path.
+        layer_decay: of the learning rate of a pretrained encoder; one that starts from scratch learns everywhere alike.
         minutes, seed: what was asked for.
     """
 
@@ -42,7 +45,8 @@ class Plan:
     pretrain_lr: float
     finetune_lr: float
     feature: int
-    rope_scale: float
+    stride: int
+    layer_decay: float
     minutes: float
     seed: int
 
@@ -68,17 +72,18 @@ def make_plan(recipe: Recipe, *, minutes: float, seed: int, tokens: int = 8, sid
         recipe=recipe,
         crop=(tokens * token[0], tokens * token[1], tokens * token[2]),
         token=(token[0], token[1], token[2]),
-        width=192,
+        width=128,
         depth=6,
-        heads=6,
-        pretrain_steps=max(20, round(0.4 * minutes * PRETRAIN_STEPS_A_MINUTE)),
+        heads=4,
+        pretrain_steps=max(20, round(minutes * PRETRAIN_STEPS)),
         pretrain_batch=8,
-        finetune_steps=max(20, round(0.2 * minutes * FINETUNE_STEPS_A_MINUTE)),
+        finetune_steps=max(20, round(minutes * FINETUNE_STEPS)),
         finetune_batch=4,
         pretrain_lr=1e-3,
-        finetune_lr=5e-4,
+        finetune_lr=2e-3,
         feature=16,
-        rope_scale=8.0,
+        stride=2,
+        layer_decay=0.75,
         minutes=minutes,
         seed=seed,
     )

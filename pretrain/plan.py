@@ -12,7 +12,8 @@ from pretrain.train import pretrain
 
 def plan_config(plan: Plan, store: Path, out: Path) -> PretrainConfig:
     """The masked autoencoder that the plan asks for: units of two tokens hidden, a quarter seen, a narrow decoder."""
-    encoder = ViTConfig(crop=plan.crop, token=plan.token, width=plan.width, depth=plan.depth, heads=plan.heads, rope_scale=plan.rope_scale)
+    # remat: on CPU recomputing a block is cheaper than the page faults of keeping it
+    encoder = ViTConfig(crop=plan.crop, token=plan.token, width=plan.width, depth=plan.depth, heads=plan.heads, remat=True)
     return PretrainConfig(
         store=str(store),
         out=str(out),

@@ -53,7 +53,9 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgress | None = None
         )
         state = fit(step, state, loader, layout, run, config.loop, schedule=learning_rate(optim), progress=progress)
         final = layout.host(state.params)
-        return save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, store, names, model_config))
+        if jax.process_index() == 0:
+            save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, store, names, model_config))
+        return Path(config.out) / "model"
 
 
 def adapt(model: MAEConfig, store: Store) -> MAEConfig:

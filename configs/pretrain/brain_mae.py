@@ -3,7 +3,7 @@
 jaxseg prepare IXI --out runs/brain/store
 jaxseg pretrain brain_mae --store runs/brain/store --out runs/brain/mae
 
-Cost and score: see docs/results.md, "brain".
+Tokens of 8 mm, three quarters hidden in units of two tokens (16 mm). Cost and score: docs/results.md, "Brain".
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ SPLIT = Path(__file__).resolve().parents[1] / "splits" / "brain.json"
 config = PretrainConfig(
     split=f"{SPLIT}:pretrain",
     model=MAEConfig(
-        encoder=ViTConfig(crop=(32, 32, 32), token=(4, 4, 4), width=192, depth=6, heads=6),
+        encoder=ViTConfig(crop=(32, 32, 32), token=(4, 4, 4), width=128, depth=6, heads=4),
         decoder_width=96,
         decoder_depth=2,
         decoder_heads=3,
@@ -27,5 +27,5 @@ config = PretrainConfig(
     batch=8,
     augment=Augment.light(),
     optim=OptimConfig(lr=1e-3, warmup=100),
-    loop=LoopConfig(steps=2500, save_every=500),
+    loop=LoopConfig(steps=1500, save_every=500),
 )

@@ -3,7 +3,6 @@
 `preprocess` applies a recipe; this module reads headers, labels and a few scans, but makes no array.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,6 +180,6 @@ def _labels_found(paths: Sequence[Path]) -> dict[str, int | list[int]]:
     for path in paths:
         try:
             values |= set(np.unique(load_label(path).array).tolist())
-        except InputError as error:
-            warnings.warn(f"left out while looking for label values: {error}", stacklevel=3)
+        except InputError:
+            continue  # preparing the case says what is wrong with it, and lists it
     return {f"label_{value}": int(value) for value in sorted(values - {0})}

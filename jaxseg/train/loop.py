@@ -44,7 +44,7 @@ class LoopConfig:
         max_skips: so many non-finite steps in a row make the run go back to its last checkpoint, once, and the next time stop.
     """
 
-    steps: int
+    steps: int = 1000
     log_every: int = 10
     save_every: int = 500
     evaluate_every: int = 0

@@ -13,10 +13,11 @@ _HOMES = {
     "architecture": "registry",
     "build": "registry",
     "create_model": "registry",
+    "describe_models": "registry",
     "list_models": "registry",
 }
 
-__all__ = ["Model", "architecture", "build", "create_model", "list_models", "load_model", "save_model"]
+__all__ = ["Model", "architecture", "build", "create_model", "describe_models", "list_models", "load_model", "save_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,4 +28,4 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from jaxseg.zoo.folder import Model, load_model, save_model
-    from jaxseg.zoo.registry import architecture, build, create_model, list_models
+    from jaxseg.zoo.registry import architecture, build, create_model, describe_models, list_models

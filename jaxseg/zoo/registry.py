@@ -6,6 +6,7 @@ import importlib
 import typing
 from typing import Any, NamedTuple
 
+import jax
 from flax import nnx
 
 from jaxseg.errors import ConfigError
@@ -79,6 +80,17 @@ def create_model(name: str, *, in_channels: int | None = None, num_classes: int 
     if "num_classes" in _flat_fields(kind):
         given["num_classes"] = num_classes
     return _network(family, _config(kind, given, f"model {name!r}"), seed)
+
+
+def describe_models() -> list[tuple[str, str]]:
+    """(name, one line) of every model: parameters at one channel and two classes, crop and token in voxels."""
+    rows = []
+    for name in list_models():
+        network = nnx.eval_shape(lambda name=name: create_model(name))
+        config = getattr(network.config, "encoder", network.config)
+        millions = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network))) / 1e6
+        rows.append((name, f"{millions:6.1f} M parameters, crop {config.crop}, token {config.token}"))
+    return rows
 
 
 def architecture(model: nnx.Module) -> dict[str, Any]:

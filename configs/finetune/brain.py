@@ -1,0 +1,25 @@
+"""Six structures in T1 brains at 2 mm (IXI with DLMUSE labels), from N labelled scans and the encoder of `brain_mae`.
+
+jaxseg finetune brain --store runs/brain/store --init runs/brain/mae --labels 5 --out runs/brain/finetune
+
+Cost and score: docs/results.md, "Brain".
+"""
+
+from pathlib import Path
+
+from finetune.config import FinetuneConfig, LossConfig
+from jaxseg.data.augment import Augment
+from jaxseg.models import UNETRConfig, ViTConfig
+from jaxseg.train import LoopConfig, OptimConfig
+
+SPLIT = Path(__file__).resolve().parents[1] / "splits" / "brain.json"
+
+config = FinetuneConfig(
+    split=f"{SPLIT}:draws.0",
+    model=UNETRConfig(encoder=ViTConfig(crop=(32, 32, 32), token=(4, 4, 4), width=128, depth=6, heads=4), feature=16, stride=2),
+    batch=4,
+    loss=LossConfig(batch_dice=True),
+    augment=Augment.light(),
+    optim=OptimConfig(lr=2e-3, warmup=50, layer_decay=0.75),
+    loop=LoopConfig(steps=600, save_every=300),
+)

@@ -1,0 +1,146 @@
+"""The command line: every error that a user can cause ends in one readable message and exit code 2, without a traceback unless --debug."""
+
+import json
+
+import numpy as np
+import pytest
+
+import jaxseg
+from jaxseg.cli import main
+from jaxseg.data.io import save_volume
+from jaxseg.data.volume import Volume
+from jaxseg.errors import InputError
+from jaxseg.zoo import create_model, save_model
+from tests.tiny_store import write_scans
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    return write_scans(tmp_path_factory.mktemp("cli") / "scans")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    network = create_model("unetr_tiny", in_channels=2, crop=8, token=4, width=24, depth=2, heads=2, feature=4)
+    recipe = {
+        "channels": ["T1", "T2"],
+        "spacing": [2.0, 2.0, 2.5],
+        "intensity": ["zscore", "zscore"],
+        "labels": {"ball": 1},
+    }
+    card = {"channels": ["T1", "T2"], "recipe": recipe, "labels": {"ball": 1}, "crop": [8, 8, 8]}
+    return save_model(tmp_path_factory.mktemp("cli") / "model", network, card)
+
+
+def fails(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.startswith(f"jaxseg {arguments[0]}: error: ")
+    return error
+
+
+def test_help_lists_every_verb(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    for verb in "demo run index prepare pretrain finetune segment evaluate report models doctor".split():
+        assert f"    {verb} " in text
+
+
+def test_models_are_listed_with_their_size(capsys):
+    assert main(["models"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in jaxseg.list_models())
+
+
+@pytest.mark.parametrize("verb", [["index", "absent", "--out", "o"], ["prepare", "absent", "--out", "o"], ["report", "absent"]])
+def test_a_missing_folder_is_named(capsys, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    assert "absent" in fails(capsys, *verb)
+
+
+def test_a_missing_folder_of_a_run_is_named_before_anything_is_written(capsys, tmp_path, scans):
+    error = fails(capsys, "run", "--unlabelled", tmp_path / "absent", "--labelled", scans, "--out", tmp_path / "out", "--labels", 1)
+    assert "absent" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_test_cases_is_refused(capsys, tmp_path, scans):
+    error = fails(capsys, "run", "--unlabelled", scans, "--labelled", scans, "--out", tmp_path / "out")
+    assert "--labels" in error
+
+
+def test_debug_shows_where_it_came_from(tmp_path):
+    with pytest.raises(InputError):
+        main(["--debug", "prepare", str(tmp_path / "absent"), "--out", str(tmp_path / "out")])
+
+
+def test_a_mistyped_config_is_met_with_the_nearest(capsys):
+    assert "perhaps you meant 'brain_mae'" in fails(capsys, "pretrain", "brain_mea", "--store", "s", "--out", "o")
+
+
+def test_a_store_that_is_none_is_named(capsys, tmp_path):
+    assert "jaxseg prepare" in fails(capsys, "finetune", "brain", "--store", tmp_path, "--out", tmp_path / "o")
+
+
+def test_segment_writes_a_case_on_its_own_grid(model, scans, tmp_path):
+    assert main(["segment", str(model), str(scans), "--out", str(tmp_path)]) == 0
+    scan = jaxseg.load_volume(scans / "case_0" / "T1.nii.gz")
+    assert jaxseg.load_volume(tmp_path / "case_0.nii.gz").grid.same_as(scan.grid)
+
+
+def test_segment_refuses_the_wrong_number_of_channels_in_one_line(capsys, model, scans, tmp_path):
+    error = fails(capsys, "segment", model, scans / "case_0" / "T1.nii.gz", "--out", tmp_path)
+    assert "2 channels (T1, T2)" in error
+    assert error.count("\n") == 1
+
+
+def test_one_case_that_lacks_a_channel_does_not_stop_the_others(capsys, model, tmp_path):
+    folder = write_scans(tmp_path / "scans", count=2, labelled=False)
+    (folder / "case_0" / "T2.nii.gz").unlink()
+    assert main(["segment", str(model), str(folder), "--out", str(tmp_path / "out")]) == 3
+    assert "case_0" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["case_1.nii.gz"]
+
+
+def test_a_model_folder_that_is_none_is_named(capsys, scans, tmp_path):
+    assert "model.json" in fails(capsys, "segment", tmp_path, scans, "--out", tmp_path / "o")
+
+
+def test_evaluate_writes_the_summary_and_refuses_other_grids(capsys, scans, tmp_path):
+    truth = jaxseg.load_volume(scans / "case_0" / "seg.nii.gz")
+    labels = np.round(truth.array).astype(np.uint8)
+    for folder, affine in (("same", truth.affine), ("moved", truth.affine + _shift(9.0))):
+        save_volume(Volume(labels, affine, ("label",), None), tmp_path / folder / "case_0.nii.gz")
+    truths = tmp_path / "truth"
+    save_volume(Volume(labels, truth.affine, ("label",), None), truths / "case_0.nii.gz")
+    assert main(["evaluate", str(tmp_path / "same"), str(truths), "--out", str(tmp_path / "scores")]) == 0
+    assert json.loads((tmp_path / "scores" / "summary.json").read_text())["dice"] == 1.0
+    assert "grid" in fails(capsys, "evaluate", tmp_path / "moved", truths, "--out", tmp_path / "other")
+
+
+def _shift(millimetres):
+    shift = np.zeros((4, 4))
+    shift[0, 3] = millimetres
+    return shift
+
+
+def test_labels_out_of_range_leave_the_case_out_with_its_reason(capsys, tmp_path):
+    folder = write_scans(tmp_path / "scans", count=3)
+    label = jaxseg.load_volume(folder / "case_1" / "seg.nii.gz")
+    save_volume(Volume(-np.ones(label.array.shape, np.int16), label.affine, ("label",), None), folder / "case_1" / "seg.nii.gz")
+    assert main(["prepare", str(folder), "--out", str(tmp_path / "store")]) == 3
+    assert "case_1" in capsys.readouterr().err
+
+
+def test_a_label_on_another_grid_leaves_the_case_out_with_the_numbers(capsys, tmp_path):
+    folder = write_scans(tmp_path / "scans", count=3)
+    label = jaxseg.load_volume(folder / "case_2" / "seg.nii.gz")
+    smaller = Volume(np.round(label.array[:-4]).astype(np.uint8), label.affine, ("label",), None)
+    save_volume(smaller, folder / "case_2" / "seg.nii.gz")
+    assert main(["prepare", str(folder), "--out", str(tmp_path / "store")]) == 3
+    error = capsys.readouterr().err
+    assert "case_2" in error
+    assert "16×18×16" in error
