@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxseg.clock import StageClock
 from jaxseg.config import as_json
 from jaxseg.data.archive import index_archive
@@ -192,7 +194,7 @@ def _plan(job: MainJob, inputs: Inputs) -> Plan:
     recipe = guess_recipe(inputs.labelled, max_voxels=job.max_voxels)
     if job.spacing is not None:
         recipe = dataclasses.replace(recipe, spacing=job.spacing)
-    plan = make_plan(recipe, minutes=job.minutes, seed=job.seed)
+    plan = make_plan(recipe, minutes=job.minutes, seed=job.seed, devices=jax.local_device_count())
     write_json(path, as_json(plan))
     return plan
 

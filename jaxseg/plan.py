@@ -56,10 +56,11 @@ class Plan:
         return from_json(cls, value)
 
 
-def make_plan(recipe: Recipe, *, minutes: float, seed: int, tokens: int = 8, side: int = 4) -> Plan:
+def make_plan(recipe: Recipe, *, minutes: float, seed: int, devices: int = 1, tokens: int = 8, side: int = 4) -> Plan:
     """A plan for small machines: `tokens` tokens along each axis, each about a cube of `side` voxels of the finest axis.
 
     An axis whose voxels are coarse gets fewer voxels a token (a power of two), so that anatomy keeps its proportions.
+    Batches are rounded up to a multiple of the `devices` that they are split over.
 
     Raises:
         ConfigError: `minutes` is not positive.
@@ -76,9 +77,9 @@ def make_plan(recipe: Recipe, *, minutes: float, seed: int, tokens: int = 8, sid
         depth=6,
         heads=4,
         pretrain_steps=max(20, round(minutes * PRETRAIN_STEPS)),
-        pretrain_batch=8,
+        pretrain_batch=_multiple(8, devices),
         finetune_steps=max(20, round(minutes * FINETUNE_STEPS)),
-        finetune_batch=4,
+        finetune_batch=_multiple(4, devices),
         pretrain_lr=1e-3,
         finetune_lr=2e-3,
         feature=16,
@@ -87,3 +88,7 @@ def make_plan(recipe: Recipe, *, minutes: float, seed: int, tokens: int = 8, sid
         minutes=minutes,
         seed=seed,
     )
+
+
+def _multiple(batch: int, devices: int) -> int:
+    return -(-batch // devices) * devices

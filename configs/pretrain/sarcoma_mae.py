@@ -18,7 +18,7 @@ SPLIT = Path(__file__).resolve().parents[1] / "splits" / "sarcoma.json"
 config = PretrainConfig(
     split=f"{SPLIT}:pretrain",
     model=MAEConfig(
-        encoder=ViTConfig(crop=(32, 32, 32), token=(4, 4, 4), width=128, depth=6, heads=4),
+        encoder=ViTConfig(crop=(32, 32, 32), token=(4, 4, 4), width=128, depth=6, heads=4, remat=True),
         decoder_width=96,
         decoder_depth=2,
         decoder_heads=3,
@@ -27,5 +27,5 @@ config = PretrainConfig(
     batch=8,
     augment=Augment.light(),
     optim=OptimConfig(lr=1e-3, warmup=100),
-    loop=LoopConfig(steps=1500, save_every=500),
+    loop=LoopConfig(steps=1000, save_every=500),
 )

@@ -1,0 +1,103 @@
+"""The main job on a few tiny scans: it ends with everything it promises, keeps what is complete, and refuses what does not fit."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import jaxseg
+from jaxseg.cli import _trainers
+from jaxseg.data.cases import find_cases
+from jaxseg.errors import ConfigError, InputError
+from jaxseg.job_report import draw_report
+from jaxseg.pipeline import MainJob, _same_channels, run_main_job
+from tests.tiny_store import write_scans
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    unlabelled = write_scans(folder / "unlabelled", count=5, labelled=False, seed=1)
+    damaged = unlabelled / "case_4" / "T2.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    return MainJob(
+        unlabelled=unlabelled,
+        labelled=write_scans(folder / "labelled", count=3),
+        test=write_scans(folder / "test", count=2, seed=2),
+        out=folder / "out",
+        minutes=0.01,
+    )
+
+
+@pytest.fixture(scope="module")
+def summary(job):
+    return run_main_job(job, _trainers())
+
+
+@pytest.mark.slow
+def test_the_summary_says_what_was_promised(job, summary):
+    assert json.loads((job.out / "summary.json").read_text()) == summary
+    assert summary["cases"] == {"unlabelled": 5, "train": 3, "test": 2}
+    assert summary["index"]["ok"] == 9
+    [left_out] = summary["index"]["left_out"]
+    assert left_out["path"].endswith("case_4/T2.nii.gz")
+    assert "truncated" in left_out["reason"]
+    assert summary["seconds"] > 0
+    assert 0 < summary["peak_memory_gib"] < 8
+    for arm in ("pretrained", "scratch"):
+        assert summary[arm]["low"] <= summary[arm]["dice"] <= summary[arm]["high"]
+        assert set(summary[arm]["per_case"]) == {"case_0", "case_1"}
+
+
+@pytest.mark.slow
+def test_both_models_segment_a_scan_and_their_cards_say_what_they_are(job, summary):
+    for arm, init in (("pretrained", "pretrained encoder"), ("scratch", "scratch")):
+        model = jaxseg.load_model(job.out / "models" / arm)
+        assert model.card["training"]["init"] == init
+        assert model.card["channels"] == ["T1", "T2"]
+        scan = jaxseg.load_volume({name: job.test / "case_0" / f"{name}.nii.gz" for name in ("T1", "T2")})
+        labels = jaxseg.segment(model, scan)
+        assert labels.shape == scan.shape
+        assert set(np.unique(labels.array)) <= {0, 1}
+
+
+@pytest.mark.slow
+def test_the_report_is_one_page_without_anything_fetched(job, summary):
+    page = (job.out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 6
+    assert "http" not in page.replace("data:image/png", "")
+    assert "truncated" in page
+
+
+@pytest.mark.slow
+def test_the_same_command_again_keeps_everything_and_a_changed_one_is_refused(job, summary):
+    kept = [path for path in job.out.rglob("*") if path.suffix in (".safetensors", ".npy", ".gz")]
+    before = {path: path.stat().st_mtime_ns for path in kept if "models" not in path.parts}
+    again = run_main_job(job, _trainers())
+    assert again["pretrained"] == summary["pretrained"]
+    changed = [path for path, time in before.items() if path.stat().st_mtime_ns != time and path.parent.name != "model"]
+    assert not changed
+    with pytest.raises(ConfigError, match=r"seed: 0 then, 7 now"):
+        run_main_job(dataclasses.replace(job, seed=7), _trainers())
+
+
+@pytest.mark.slow
+def test_the_report_can_be_drawn_again(job, summary, tmp_path):
+    copy = shutil.copytree(job.out, tmp_path / "out")
+    (copy / "report.html").unlink()
+    assert draw_report(copy).read_text() == (job.out / "report.html").read_text()
+
+
+def test_channels_are_matched_by_name_in_the_order_of_the_labelled_cases(tmp_path):
+    cases = find_cases(write_scans(tmp_path, count=2, labelled=False, channels=("t2", "T1", "PD")))
+    matched = _same_channels(cases, ("T1", "T2"), tmp_path)
+    assert [list(case.images) for case in matched] == [["T1", "T2"]] * 2
+
+
+def test_a_lone_channel_needs_no_name_and_strangers_are_refused(tmp_path):
+    cases = find_cases(write_scans(tmp_path, count=2, labelled=False, channels=("MR",)))
+    assert _same_channels(cases, ("T1",), tmp_path).channels == ("T1",)
+    with pytest.raises(InputError, match="none in common"):
+        _same_channels(cases, ("T1", "T2"), tmp_path)
