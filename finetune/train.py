@@ -10,7 +10,7 @@ from flax import nnx
 from finetune.classes import Classes
 from finetune.config import FinetuneConfig
 from finetune.monitor import watch
-from finetune.objective import make_loss
+from finetune.objective import make_loss, start_at_prior
 from finetune.transfer import Transfer, take_encoder
 from jaxseg.config import as_json
 from jaxseg.data.loader import CropLoader
@@ -47,6 +47,8 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
         graph, _ = nnx.split(nnx.eval_shape(lambda: UNETR(model_config, rngs=nnx.Rngs(0))))
         # One compiled program: layer by layer, every shape of every array would be compiled for itself.
         params = jax.jit(lambda: nnx.state(UNETR(model_config, rngs=nnx.Rngs(config.seed))))()
+        classes = Classes.of(store.recipe)
+        params = start_at_prior(params, classes)
         if config.init:
             transfer = _take(params, model_config, store, Path(config.init))
             print(transfer.describe())
@@ -54,7 +56,6 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
         optimizer = make_optimizer(optim, params)
         layout = Layout(config.layout, fsdp=config.fsdp)
         state = layout.place(TrainState.create(params, optimizer, ema=config.ema is not None))
-        classes = Classes.of(store.recipe)
         loss = make_loss(graph, classes, config)
         weights = {"dice": config.loss.dice, "cross_entropy": config.loss.cross_entropy}
         step = make_step(loss, optimizer, weights=weights, ema_decay=config.ema, accumulate=config.accumulate)

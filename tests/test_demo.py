@@ -8,7 +8,7 @@ def test_the_archive_is_as_large_as_promised_and_some_of_it_is_broken():
     plans = plan_archive(unlabelled=UNLABELLED, labelled=LABELLED, broken=BROKEN, seed=0)
     assert sum(plan.folder == "unlabelled" for plan in plans) >= 48
     assert sum(plan.folder == "labelled" for plan in plans) >= 24
-    assert {plan.fault for plan in plans if plan.fault} == {"truncated", "not finite", "conflicting", "web page"}
+    assert {plan.fault for plan in plans if plan.fault} == {"truncated", "not finite", "qform and sform conflict", "web page"}
     assert TRAINED_ON == 4
 
 
