@@ -8,13 +8,13 @@ from jaxseg.data.phantom import write_archive
 from jaxseg.pipeline import MainJob, Trainers, run_main_job
 from jaxseg.progress import bar
 
-UNLABELLED, LABELLED, BROKEN, TRAINED_ON = 48, 24, 4, 4
+UNLABELLED, LABELLED, BROKEN, TRAINED_ON = 48, 32, 4, 4
 
 
 def run_demo(out: Path, *, minutes: float, seed: int, trainers: Trainers) -> dict[str, Any]:
     """Make the archive and do the main job on it, or go on where it was. Returns what `OUT/summary.json` holds.
 
-    48 unlabelled cases, in four of which a file is broken on purpose; 24 labelled ones, 4 to train on and 20 to test on.
+    48 unlabelled cases, in four of which a file is broken on purpose; 32 labelled ones, 4 to train on and 28 to test on.
     """
     archive = out / "archive"
     with StageClock(out / "stages.json").stage("archive"), bar("phantom archive") as progress:

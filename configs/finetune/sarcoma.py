@@ -21,5 +21,5 @@ config = FinetuneConfig(
     loss=LossConfig(batch_dice=True),
     augment=Augment.light(),
     optim=OptimConfig(lr=2e-3, warmup=50, layer_decay=0.75),
-    loop=LoopConfig(steps=400, save_every=200),
+    loop=LoopConfig(steps=300, save_every=300),
 )
