@@ -1,6 +1,7 @@
 """The settings of a fine-tuning run. Built by the files in `configs/finetune`, overridden on the command line, stored as JSON in the run."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from jaxseg.data.augment import Augment
 from jaxseg.models import UNETRConfig
@@ -49,8 +50,8 @@ class FinetuneConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     ema: float | None = None
-    keep: str = "last"
-    layout: str = "pmap"
+    keep: Literal["last", "best"] = "last"
+    layout: Literal["pmap", "mesh"] = "pmap"
     fsdp: int = 1
     accumulate: int = 1
     seed: int = 0

@@ -18,7 +18,7 @@ from jaxseg.data.split import select_cases
 from jaxseg.data.store import Store, open_store
 from jaxseg.errors import ConfigError
 from jaxseg.models import UNETR, UNETRConfig
-from jaxseg.train import Layout, RunFolder, TrainState, fit, learning_rate, make_optimizer, make_step
+from jaxseg.train import Layout, RunFolder, TrainState, array_names, fit, learning_rate, make_optimizer, make_step, read_arrays
 from jaxseg.train.log import TrainingProgress
 from jaxseg.zoo import load_model, save_model
 
@@ -41,24 +41,18 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
         raise ConfigError("fine-tuning needs a store of prepared, labelled scans and a run folder: --store STORE --out OUT")
     store = open_store(config.store)
     names = names or select_cases(store.labelled, config.split, config.labels)
-    model_config = adapt(config.model, store)
+    watched = _watched(config, store, names)
+    model_config, classes = adapt(config.model, store), Classes.of(store.recipe)
     optim = dataclasses.replace(config.optim, steps=max(1, config.loop.steps))
+    loop = dataclasses.replace(config.loop, best="dice" if config.keep == "best" else None)
     with RunFolder.open(config.out, {**as_json(config), "names": list(names)}) as run:
         graph, _ = nnx.split(nnx.eval_shape(lambda: UNETR(model_config, rngs=nnx.Rngs(0))))
-        # One compiled program: layer by layer, every shape of every array would be compiled for itself.
-        params = jax.jit(lambda: nnx.state(UNETR(model_config, rngs=nnx.Rngs(config.seed))))()
-        classes = Classes.of(store.recipe)
-        params = start_at_prior(params, classes)
-        if config.init:
-            transfer = _take(params, model_config, store, Path(config.init))
-            print(transfer.describe())
-            params = transfer.params
+        params = _initial(config, model_config, store, classes)
         optimizer = make_optimizer(optim, params)
         layout = Layout(config.layout, fsdp=config.fsdp)
         state = layout.place(TrainState.create(params, optimizer, ema=config.ema is not None))
-        loss = make_loss(graph, classes, config)
         weights = {"dice": config.loss.dice, "cross_entropy": config.loss.cross_entropy}
-        step = make_step(loss, optimizer, weights=weights, ema_decay=config.ema, accumulate=config.accumulate)
+        step = make_step(make_loss(graph, classes, config), optimizer, weights=weights, ema_decay=config.ema, accumulate=config.accumulate)
         loader = CropLoader(
             store,
             names,
@@ -69,13 +63,42 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
             labelled=True,
             process=(jax.process_index(), jax.process_count()),
         )
-        watched = select_cases(store.labelled, config.monitor) if config.monitor else ()
         evaluate = watch(graph, store, watched, classes, model_config) if watched else None
-        state = fit(step, state, loader, layout, run, config.loop, evaluate=evaluate, schedule=learning_rate(optim), progress=progress)
+        state = fit(step, state, loader, layout, run, loop, evaluate=evaluate, schedule=learning_rate(optim), progress=progress)
         final = layout.host(state.params if state.ema is None else state.ema)
         if jax.process_index() == 0:
+            final = _best(run.path, final, config) if config.keep == "best" else final
             save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, store, names, model_config))
         return Path(config.out) / "model"
+
+
+def _watched(config: FinetuneConfig, store: Store, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The cases to watch while training; ConfigError if one of them is trained on, or if there are none to choose the best by."""
+    watched = select_cases(store.labelled, config.monitor) if config.monitor else ()
+    if set(watched) & set(names):
+        raise ConfigError(f"--monitor {config.monitor}: these cases are trained on: {', '.join(sorted(set(watched) & set(names)))}")
+    if config.keep == "best" and not watched:
+        raise ConfigError("--keep best needs cases to choose by: name them with --monitor FILE.json:KEY")
+    return watched
+
+
+def _initial(config: FinetuneConfig, model: UNETRConfig, store: Store, classes: Classes) -> Any:
+    """The network's first parameters, with the pretrained encoder in place where there is one."""
+    # One compiled program: layer by layer, every shape of every array would be compiled for itself.
+    params = jax.jit(lambda: nnx.state(UNETR(model, rngs=nnx.Rngs(config.seed))))()
+    params = start_at_prior(params, classes)
+    if not config.init:
+        return params
+    transfer = _take(params, model, store, Path(config.init))
+    print(transfer.describe())
+    return transfer.params
+
+
+def _best(run: Path, params: Any, config: FinetuneConfig) -> Any:
+    """The parameters (or their average) of the checkpoint that did best on the watched cases, in the place of `params`."""
+    arrays = read_arrays(run, "params." if config.ema is None else "ema.", best=True)
+    structure = jax.tree.structure(params)
+    return jax.tree.unflatten(structure, [arrays[name] for name in array_names(params)])
 
 
 def adapt(model: UNETRConfig, store: Store) -> UNETRConfig:
@@ -90,7 +113,7 @@ def _take(params: Any, model: UNETRConfig, store: Store, init: Path) -> Transfer
         params,
         model.encoder,
         nnx.state(source.network),
-        source.network.config.encoder,
+        source.config.encoder,
         channels=store.recipe.channels,
         source_channels=source.card["channels"],
     )

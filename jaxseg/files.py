@@ -31,7 +31,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Call `write(temporary)` and move the result to `path`, so that a reader never sees half a file.
 
     The temporary file lies in the same folder and keeps the suffixes of `path` (writers choose a format by them).
@@ -58,12 +58,12 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write UTF-8 text whole or not at all."""
-    return write_whole(path, lambda temporary: temporary.write_bytes(text.encode()) and None)
+    return write_whole(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Write bytes whole or not at all."""
-    return write_whole(path, lambda temporary: temporary.write_bytes(data) and None)
+    return write_whole(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_json(path: str | Path, value: Any) -> Path:

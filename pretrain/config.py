@@ -1,6 +1,7 @@
 """The settings of a pretraining run. Built by the files in `configs/pretrain`, overridden on the command line, stored as JSON in the run."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from jaxseg.data.augment import Augment
 from jaxseg.models import MAEConfig
@@ -34,7 +35,7 @@ class PretrainConfig:
     augment: Augment = field(default_factory=Augment)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
-    layout: str = "pmap"
+    layout: Literal["pmap", "mesh"] = "pmap"
     fsdp: int = 1
     accumulate: int = 1
     seed: int = 0

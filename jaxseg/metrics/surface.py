@@ -114,7 +114,7 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    return mask & ~ndimage.binary_erosion(mask) if mask.size else mask
+    return mask & np.logical_not(ndimage.binary_erosion(mask)) if mask.size else mask
 
 
 def _nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Fine-tuning on a tiny store: pretrained encoder in, model folder out that segments; and arms that are equal where they must be."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -8,16 +9,18 @@ import pytest
 from flax import nnx
 
 import jaxseg
+from finetune.classes import Classes
 from finetune.config import FinetuneConfig
 from finetune.floor import position_floor
-from finetune.train import finetune
+from finetune.monitor import watch
+from finetune.train import adapt, finetune
 from jaxseg.data.augment import Augment
 from jaxseg.data.store import open_store
 from jaxseg.errors import CheckpointError, ConfigError
 from jaxseg.infer.folder import segment_folder
 from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
 from jaxseg.prepare import prepare_folder
-from jaxseg.train import LoopConfig, OptimConfig, QuietProgress
+from jaxseg.train import LoopConfig, OptimConfig, QuietProgress, TrainState, make_optimizer, read_log
 from jaxseg.zoo import load_model
 from pretrain.config import PretrainConfig
 from pretrain.train import pretrain
@@ -86,6 +89,36 @@ def test_an_encoder_of_another_width_is_refused_before_anything_is_trained(store
     wide = UNETRConfig(encoder=dataclasses.replace(ENCODER, width=48), feature=4, stride=2)
     with pytest.raises(CheckpointError, match="does not fit this network"):
         finetune(config(store, tmp_path / "run", model=wide, init=str(untrained)), progress=QuietProgress())
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_kept_when_asked_for(store, tmp_path):
+    """The watched Dice of what is exported is the largest in the log, not the last."""
+    (tmp_path / "split.json").write_text(json.dumps({"watch": ["case_3"]}))
+    settings = config(
+        store,
+        tmp_path / "run",
+        keep="best",
+        monitor=f"{tmp_path / 'split.json'}:watch",
+        loop=LoopConfig(steps=60, save_every=0, evaluate_every=10),
+    )
+    model = load_model(finetune(settings, names=("case_0",), progress=QuietProgress()))
+    log = [line["evaluation"]["dice"] for line in read_log(tmp_path / "run" / "log.jsonl") if "evaluation" in line]
+    assert len(log) == 6
+    graph, params = nnx.split(model.network)
+    watched = watch(graph, open_store(store), ("case_3",), Classes.of(open_store(store).recipe), settings_model(settings, store))
+    again = watched(TrainState.create(params, make_optimizer(settings.optim, params)))
+    assert again["dice"] == pytest.approx(max(log), abs=1e-6)
+
+
+def settings_model(settings, store):
+    return adapt(settings.model, open_store(store))
+
+
+def test_watching_a_training_case_is_refused(store, tmp_path):
+    (tmp_path / "split.json").write_text(json.dumps({"watch": ["case_0"]}))
+    with pytest.raises(ConfigError, match="trained on: case_0"):
+        finetune(config(store, tmp_path / "run", monitor=f"{tmp_path / 'split.json'}:watch"), names=("case_0",))
 
 
 def test_more_labels_than_there_are_is_refused(store, tmp_path):
