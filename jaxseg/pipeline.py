@@ -157,22 +157,21 @@ def _read_inputs(job: MainJob) -> Inputs:
 
 
 def _same_channels(cases: CaseSet, channels: Sequence[str], folder: Path) -> CaseSet:
-    """The cases with the channels of the labelled ones, in their order; a lone channel needs no name."""
-    wanted = {name.lower(): name for name in channels}
+    """The cases with those channels alone that the labelled ones have (in any case of letters); a lone channel needs no name."""
     if len(cases.channels) == len(channels) == 1:
-        renamed = [dataclasses.replace(case, images={channels[0]: next(iter(case.images.values()))}) for case in cases]
-        return dataclasses.replace(cases, cases=tuple(renamed), channels=tuple(channels))
+        return cases
+    wanted = {name.lower() for name in channels}
     kept = []
     for case in cases:
-        images = {wanted[name.lower()]: path for name, path in case.images.items() if name.lower() in wanted}
+        images = {name: path for name, path in case.images.items() if name.lower() in wanted}
         if images:
-            kept.append(dataclasses.replace(case, images={name: images[name] for name in channels if name in images}))
+            kept.append(dataclasses.replace(case, images=images))
     if not kept:
         raise InputError(
             f"{folder}: its scans have the channels {', '.join(cases.channels)}, the labelled cases have {', '.join(channels)}: "
             "none in common; name the files alike, or choose with --channels"
         )
-    return dataclasses.replace(cases, cases=tuple(kept), channels=tuple(channels))
+    return dataclasses.replace(cases, cases=tuple(kept))
 
 
 def _without(cases: CaseSet, broken: set[Path]) -> CaseSet:

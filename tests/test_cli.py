@@ -34,10 +34,11 @@ def model(tmp_path_factory):
 
 def fails(capsys, *arguments):
     assert main([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    assert error.startswith(f"jaxseg {arguments[0]}: error: ")
-    return error
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    progress, found, message = shown.partition(f"jaxseg {arguments[0]}: error: ")
+    assert found, progress
+    return found + message
 
 
 def test_help_lists_every_verb(capsys):
@@ -103,6 +104,11 @@ def test_one_case_that_lacks_a_channel_does_not_stop_the_others(capsys, model, t
     assert main(["segment", str(model), str(folder), "--out", str(tmp_path / "out")]) == 3
     assert "case_0" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["case_1.nii.gz"]
+
+
+def test_a_folder_of_which_no_case_fits_is_an_error(capsys, model, tmp_path):
+    folder = write_scans(tmp_path / "scans", count=2, labelled=False, channels=("CT",))
+    assert "none of the 2 cases" in fails(capsys, "segment", model, folder, "--out", tmp_path / "out")
 
 
 def test_a_model_folder_that_is_none_is_named(capsys, scans, tmp_path):

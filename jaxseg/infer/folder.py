@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxseg.data.cases import Case, find_cases
-from jaxseg.data.io import load_volume, save_volume
+from jaxseg.data.io import save_volume
+from jaxseg.data.preprocess import load_case
+from jaxseg.data.volume import stack_channels
 from jaxseg.errors import InputError, JaxsegError, StorageError
 from jaxseg.infer.predict import segment
 from jaxseg.zoo import Model, load_model
@@ -27,7 +29,7 @@ def segment_cases(
         target = out / f"{case.id}.nii.gz"
         try:
             if not target.is_file():
-                scan = load_volume(_in_order(case, model))
+                scan = stack_channels(load_case(case, model.card["channels"]))
                 labels = segment(model, scan, overlap=overlap, allow_missing=allow_missing)
                 save_volume(labels, target, like=labels.source)
         except StorageError:
@@ -54,11 +56,15 @@ def segment_folder(
         (case id, reason) of the cases that could not be segmented.
 
     Raises:
-        InputError: no scan was found; CheckpointError: the model folder is damaged.
+        InputError: no scan was found, or none of them could be segmented. CheckpointError: the model folder is damaged.
     """
     network = load_model(model)
     cases = _files_as_case(network, scans) if all(path.is_file() for path in scans) else _folders_as_cases(network, scans)
-    return segment_cases(network, cases, Path(out), overlap=overlap, allow_missing=allow_missing, progress=progress)
+    left_out = segment_cases(network, cases, Path(out), overlap=overlap, allow_missing=allow_missing, progress=progress)
+    if len(left_out) == len(cases):
+        case, reason = left_out[0]
+        raise InputError(f"none of the {len(cases)} cases could be segmented; {case}: {reason}")
+    return left_out
 
 
 def _folders_as_cases(model: Model, scans: Sequence[Path]) -> list[Case]:
@@ -82,14 +88,3 @@ def _files_as_case(model: Model, files: Sequence[Path]) -> list[Case]:
         )
     name = files[0].name.removesuffix(".gz").removesuffix(".nii")
     return [Case(name, dict(zip(channels, files)))]
-
-
-def _in_order(case: Case, model: Model) -> dict[str, Path]:
-    """The case's files under the model's channel names; a lone channel needs no name."""
-    channels: list[str] = model.card["channels"]
-    by_name = {name.lower(): path for name, path in case.images.items()}
-    if len(channels) == len(by_name) == 1:
-        return dict(zip(channels, by_name.values()))
-    if not any(name.lower() in by_name for name in channels):
-        raise InputError(f"case {case.id} has the channels {', '.join(case.images)}; this model takes {', '.join(channels)}")
-    return {name: by_name[name.lower()] for name in channels if name.lower() in by_name}
