@@ -11,10 +11,10 @@ from jaxseg.config import from_json
 from jaxseg.data.preprocess import Recipe
 from jaxseg.errors import ConfigError
 
-# Steps for every minute of the whole job on two cores: two fifths of the time pretrain, a seventh each fine-tunes an arm, and the rest
+# Steps for every minute of the whole job on two cores: a quarter of the time pretrains, a quarter each fine-tunes an arm, and the rest
 # makes, prepares, segments and evaluates. docs/results.md has the runs.
-PRETRAIN_STEPS = 100
-FINETUNE_STEPS = 20
+PRETRAIN_STEPS = 80
+FINETUNE_STEPS = 40
 
 
 @dataclass(frozen=True)

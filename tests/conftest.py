@@ -19,3 +19,13 @@ def real_scans() -> Path:
     if not root.is_dir():
         pytest.skip(f"real scans not found at {root}: set JAXSEG_TEST_DATA to a folder that holds them")
     return root
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Where parity must be proven (continuous integration sets JAXSEG_REQUIRE_PARITY), a parity test that is skipped has failed."""
+    report = yield
+    if report.skipped and os.environ.get("JAXSEG_REQUIRE_PARITY") and item.get_closest_marker("parity"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped although parity is required: {report.longrepr}"
+    return report
