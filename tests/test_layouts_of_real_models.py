@@ -55,6 +55,7 @@ def one_step(kind, layout):
     """Parameters after one step of plain gradient descent show the gradients; AdamW would hide a wrong factor."""
     loss, params = problem(kind)
     optimizer = optax.sgd(1.0)
+    params = jax.tree.map(np.array, params)  # the step uses its state up
     state = layout.place(TrainState.create(params, optimizer))
     after, metrics = layout.compile(make_step(loss, optimizer))(state, layout.put(batch()), jax.random.key(KEY))
     return layout.host(after.params), {name: float(value) for name, value in jax.device_get(metrics).items()}
