@@ -157,4 +157,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # Under its own name, not as __main__: config files import FewLabelConfig from there, and two classes of that name are not one.
+    from finetune.few_label import main as main_of_this_module
+
+    sys.exit(main_of_this_module(sys.argv[1:]))
