@@ -29,8 +29,8 @@ def linear(inputs: int, outputs: int, dtype: str, rngs: nnx.Rngs, *, bias: bool 
 def attention(q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]) -> Float[Array, "b n h d"]:
     """softmax(q kᵀ / √d) v per head, the softmax in float32.
 
-    Batch and heads are one leading axis and the division by the softmax's sum comes after the product with v: with its gradient 1.4 to 2.6 times
-    faster on CPU than `jax.nn.dot_product_attention` at 54 to 512 tokens.
+    Batch and heads are one leading axis and the division by the softmax's sum comes after the product with v: on CPU the
+    gradient is 1.3 to 2.4 times faster than that of `jax.nn.dot_product_attention` at 54 to 512 tokens.
     """
     b, n, h, d = q.shape
     q, k, v = (a.transpose(0, 2, 1, 3).reshape(b * h, a.shape[1], d) for a in (q * d**-0.5, k, v))
