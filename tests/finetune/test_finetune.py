@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import jaxseg
 from finetune.classes import Classes
 from finetune.config import FinetuneConfig
 from finetune.floor import position_floor
@@ -17,6 +16,7 @@ from finetune.train import adapt, finetune
 from jaxseg.data.augment import Augment
 from jaxseg.data.store import open_store
 from jaxseg.errors import CheckpointError, ConfigError
+from jaxseg.evaluate import evaluate_folders
 from jaxseg.infer.folder import segment_folder
 from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
 from jaxseg.prepare import prepare_folder
@@ -79,7 +79,7 @@ def test_it_learns_to_find_the_balls_and_segments_a_folder(store, scans, tmp_pat
     long = config(store, tmp_path / "run", loop=LoopConfig(steps=120, save_every=0))
     model = finetune(long, names=("case_0", "case_1"), progress=QuietProgress())
     assert segment_folder(model, [scans], tmp_path / "labels") == []
-    summary = jaxseg.evaluate.evaluate_folders(tmp_path / "labels", scans, tmp_path / "scores")
+    summary = evaluate_folders(tmp_path / "labels", scans, tmp_path / "scores")
     assert set(summary["per_case"]) == {f"case_{number}" for number in range(4)}
     assert summary["dice"] > 0.7
 
