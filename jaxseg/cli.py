@@ -28,6 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"jaxseg {known.verb}: {'interrupted' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # whoever read our output has seen enough; the interpreter must not try to flush the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"jaxseg {known.verb}: interrupted; the same command goes on where it was", file=sys.stderr)
         return Preempted.exit_code
