@@ -67,7 +67,9 @@ class RunFolder:
 
 
 def provenance() -> dict[str, Any]:
-    """When, with which command, on which machine and with which versions: one session of a run. Holds no path and no name of the user."""
+    """When, with which command, on which machine and with which versions: one session of a run.
+
+    The command is kept as it was typed, with the paths in it: look before a run folder is given away. Model folders do not hold it."""
     packages = ("jaxseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
