@@ -8,6 +8,9 @@ import pytest
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Threads of XLA's CPU client. By default there are as many as devices, and a collective inside a loop that waits in each of them
+# for one that has none left deadlocks (and aborts after 40 s) when two cores are busy.
+os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"jaxseg-test-cache-{os.getuid()}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 

@@ -63,8 +63,7 @@ def test_the_first_step_is_the_gradient_of_the_global_ratio(toy, reference):
     close(one_step.params, jax.tree.map(lambda p, g: p - 0.05 * g, toy.params(), grads), 1e-6)
 
 
-# Not "fsdp2": eight simulated devices on two busy cores deadlock in XLA's collectives inside a loop (jax 0.10.2 aborts after 40 s).
-@pytest.mark.parametrize("name", ["one", "pmap2", "mesh8"])
+@pytest.mark.parametrize("name", ["one", "pmap2", "mesh8", "fsdp2"])
 def test_accumulation_changes_nothing(toy, reference, name):
     host, history, _ = run_sgd(toy, LAYOUTS[name](), accumulate=4)
     close(host.params, reference[0].params, 1e-6)
