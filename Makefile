@@ -36,7 +36,7 @@ quick: setup
 # torch must come first, and exactly this version: any other request brings gigabytes of GPU libraries.
 parity: setup
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet 'torch==2.13.0'
-	$(BIN)/python -m pip install --quiet 'monai>=1.6.1'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
 	JAXSEG_REQUIRE_PARITY=1 $(BIN)/python -m pytest -n $(WORKERS) -m parity
 
 lint: setup

@@ -7,6 +7,7 @@ import numpy as np
 from jaxseg.errors import CheckpointError
 from jaxseg.models.unetr import UNETRConfig
 from jaxseg.models.vit import ViTConfig
+from jaxseg.zoo.convert.source import Source, kernel, linear, norm, transposed_kernel
 
 _TOKEN = 16
 _EMBEDDING = "vit.patch_embedding."
@@ -26,46 +27,22 @@ def convert_unetr(
 
     Raises CheckpointError if a key is missing, or is none of the published layout's.
     """
-    source = _Source(state)
+    source = Source(state, "MONAI UNETR of 12 blocks with instance norm")
     config = _config(source, heads, crop)
     arrays = _encoder(source, config.encoder)
     arrays |= _residual(source, "encoder1.layer", "stem")
     for level in range(3):
         arrays |= _skip(source, f"encoder{4 - level}", f"skips.{level}", further=level)
     for level in range(4):
-        arrays[f"decoder.{level}.up.kernel"] = _transposed(source[f"decoder{5 - level}.transp_conv.conv.weight"])
+        arrays[f"decoder.{level}.up.kernel"] = transposed_kernel(source[f"decoder{5 - level}.transp_conv.conv.weight"])
         arrays |= _residual(source, f"decoder{5 - level}.conv_block", f"decoder.{level}.block")
-    arrays |= {"head.kernel": _kernel(source["out.conv.conv.weight"]), "head.bias": source["out.conv.conv.bias"]}
+    arrays |= {"head.kernel": kernel(source["out.conv.conv.weight"]), "head.bias": source["out.conv.conv.bias"]}
+    source.ignore(lambda key: any(part in key.split(".") for part in _UNUSED), "never reached by MONAI's forward pass")
     source.check_all_used()
     return config, arrays
 
 
-class _Source:
-    """A dictionary that remembers which keys were asked for."""
-
-    def __init__(self, state: Mapping[str, np.ndarray]):
-        self.state, self.used = state, set()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.state
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        if key not in self.state:
-            raise CheckpointError(
-                f"not a MONAI UNETR: {key} is missing among its {len(self.state)} arrays (starting with {min(self.state, default='')})"
-            )
-        self.used.add(key)
-        return np.asarray(self.state[key])
-
-    def check_all_used(self) -> None:
-        left = sorted(key for key in self.state if key not in self.used and not any(part in key.split(".") for part in _UNUSED))
-        if left:
-            raise CheckpointError(
-                f"not a MONAI UNETR of 12 blocks with instance norm: {len(left)} arrays have no place here, among them {left[:5]}"
-            )
-
-
-def _config(source: _Source, heads: int, crop: tuple[int, int, int] | None) -> UNETRConfig:
+def _config(source: Source, heads: int, crop: tuple[int, int, int] | None) -> UNETRConfig:
     tokens, width = source[_EMBEDDING + "position_embeddings"].shape[1:]
     side = round(tokens ** (1 / 3)) * _TOKEN
     crop = crop or (side, side, side)
@@ -87,57 +64,38 @@ def _config(source: _Source, heads: int, crop: tuple[int, int, int] | None) -> U
     return UNETRConfig(encoder, num_classes=source["out.conv.conv.bias"].shape[0], feature=feature)
 
 
-def _encoder(source: _Source, config: ViTConfig) -> dict[str, np.ndarray]:
+def _encoder(source: Source, config: ViTConfig) -> dict[str, np.ndarray]:
     arrays = {"positions.table": source[_EMBEDDING + "position_embeddings"].reshape(*config.grid, config.width)}
-    arrays |= _embedding(source) | _norm(source, "vit.norm", "norm")
+    arrays |= _embedding(source) | norm(source, "vit.norm", "norm")
     for i in range(config.depth):
         theirs, ours = f"vit.blocks.{i}", f"blocks.{i}"
-        arrays |= _norm(source, f"{theirs}.norm1", f"{ours}.norm1") | _norm(source, f"{theirs}.norm2", f"{ours}.norm2")
+        arrays |= norm(source, f"{theirs}.norm1", f"{ours}.norm1") | norm(source, f"{theirs}.norm2", f"{ours}.norm2")
         for part, other in {
             "attention.qkv": "attn.qkv",
             "attention.out": "attn.out_proj",
             "mlp.linear1": "mlp.linear1",
             "mlp.linear2": "mlp.linear2",
         }.items():
-            arrays |= _linear(source, f"{theirs}.{other}", f"{ours}.{part}")
+            arrays |= linear(source, f"{theirs}.{other}", f"{ours}.{part}")
     return {f"encoder.{name}": array for name, array in arrays.items()}
 
 
-def _embedding(source: _Source) -> dict[str, np.ndarray]:
+def _embedding(source: Source) -> dict[str, np.ndarray]:
     if _EMBEDDING + "patch_embeddings.1.weight" in source:
-        return _linear(source, _EMBEDDING + "patch_embeddings.1", "patch")
+        return linear(source, _EMBEDDING + "patch_embeddings.1", "patch")
     weight = source[_EMBEDDING + "patch_embeddings.weight"]
     kernel = weight.transpose(2, 3, 4, 1, 0).reshape(-1, weight.shape[0])
     return {"patch.kernel": kernel, "patch.bias": source[_EMBEDDING + "patch_embeddings.bias"]}
 
 
-def _linear(source: _Source, theirs: str, ours: str) -> dict[str, np.ndarray]:
-    arrays = {f"{ours}.kernel": source[f"{theirs}.weight"].T}
-    return arrays | ({f"{ours}.bias": source[f"{theirs}.bias"]} if f"{theirs}.bias" in source else {})
-
-
-def _norm(source: _Source, theirs: str, ours: str) -> dict[str, np.ndarray]:
-    return {f"{ours}.scale": source[f"{theirs}.weight"], f"{ours}.bias": source[f"{theirs}.bias"]}
-
-
-def _residual(source: _Source, theirs: str, ours: str) -> dict[str, np.ndarray]:
+def _residual(source: Source, theirs: str, ours: str) -> dict[str, np.ndarray]:
     keys = {f"{ours}.{part}.kernel": f"{theirs}.{other}.conv.weight" for part, other in _RESIDUAL.items()}
-    return {name: _kernel(source[key]) for name, key in keys.items() if "shortcut" not in name or key in source}
+    return {name: kernel(source[key]) for name, key in keys.items() if "shortcut" not in name or key in source}
 
 
-def _skip(source: _Source, theirs: str, ours: str, further: int) -> dict[str, np.ndarray]:
-    arrays = {f"{ours}.first.kernel": _transposed(source[f"{theirs}.transp_conv_init.conv.weight"])}
+def _skip(source: Source, theirs: str, ours: str, further: int) -> dict[str, np.ndarray]:
+    arrays = {f"{ours}.first.kernel": transposed_kernel(source[f"{theirs}.transp_conv_init.conv.weight"])}
     for i in range(further):
-        arrays[f"{ours}.further.{i}.kernel"] = _transposed(source[f"{theirs}.blocks.{i}.0.conv.weight"])
+        arrays[f"{ours}.further.{i}.kernel"] = transposed_kernel(source[f"{theirs}.blocks.{i}.0.conv.weight"])
         arrays |= _residual(source, f"{theirs}.blocks.{i}.1", f"{ours}.residual.{i}")
     return arrays
-
-
-def _kernel(weight: np.ndarray) -> np.ndarray:
-    """(out, in, x, y, z) -> (x, y, z, in, out)."""
-    return weight.transpose(2, 3, 4, 1, 0)
-
-
-def _transposed(weight: np.ndarray) -> np.ndarray:
-    """(in, out, x, y, z) of a transposed convolution -> (x, y, z, in, out)."""
-    return weight.transpose(2, 3, 4, 0, 1)

@@ -1,0 +1,29 @@
+"""Peers' packages as the parity tests import them."""
+
+import importlib
+from types import ModuleType
+
+import pytest
+
+_ABSENT = ("nms", "qnms")
+"""Operators of torchvision's compiled part, which has no build for the CPU-only torch: its Python part registers shapes for these two."""
+
+
+def import_peer(module: str) -> ModuleType:
+    """`module` of a peer (torch, monai, timm, dynamic_network_architectures, …), or a skip where the parity extra is not installed.
+
+    timm imports torchvision, for no operator that a 3D network runs.
+    """
+    torch = pytest.importorskip("torch", reason="needs the parity extra")
+    if module.split(".")[0] in ("timm", "dynamic_network_architectures", "torchvision"):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in _ABSENT:
+            if not hasattr(torch.ops.torchvision, name):
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(library)
+    pytest.importorskip(module.split(".")[0], reason="needs the parity extra")
+    return importlib.import_module(module)
+
+
+_KEPT: list[object] = []
+"""A library's definitions live as long as it does."""
