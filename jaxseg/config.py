@@ -39,8 +39,9 @@ def load_config(spec: str, kind: str, expected: type[C], arguments: Sequence[str
     """
     import tyro
 
-    config = _read(_find(spec, kind), expected)
-    return tyro.cli(expected, default=config, args=list(arguments), prog=f"jaxseg {kind} {spec}")
+    config = _read(_find(spec, kind), kind, expected)
+    # A field that takes one of several dataclasses keeps that of the file; its fields stay options, and are not a subcommand's.
+    return tyro.cli(expected, default=config, args=list(arguments), prog=f"jaxseg {kind} {spec}", config=(tyro.conf.AvoidSubcommands,))
 
 
 def _find(spec: str, kind: str) -> Path:
@@ -60,7 +61,8 @@ def _find(spec: str, kind: str) -> Path:
     return known[spec]
 
 
-def _read(path: Path, expected: type[C]) -> C:
+def _read(path: Path, kind: str, expected: type[C]) -> C:
+    """What a file calls `config`, or, where one file serves several programs (`jaxseg plan`), what it calls by the name of this one."""
     spec = importlib.util.spec_from_file_location("jaxseg_config", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -68,9 +70,9 @@ def _read(path: Path, expected: type[C]) -> C:
         spec.loader.exec_module(module)
     except (SyntaxError, NameError, TypeError, ImportError, AttributeError) as error:
         raise ConfigError(f"{path}: this config does not build: {type(error).__name__}: {error}") from error
-    config = getattr(module, "config", None)
+    config = getattr(module, "config", getattr(module, kind, None))
     if not isinstance(config, expected):
-        raise ConfigError(f"{path}: expected a variable `config` of type {expected.__name__}, found {type(config).__name__}")
+        raise ConfigError(f"{path}: expected a variable `config` or `{kind}` of type {expected.__name__}, found {type(config).__name__}")
     return config
 
 
@@ -99,9 +101,11 @@ def _restore(hint: Any, value: Any) -> Any:
     )
     if value is None:
         return None
-    for option in options:
-        if dataclasses.is_dataclass(option) and isinstance(value, dict):
-            return from_json(option, value)  # type: ignore[arg-type]
+    kinds = [option for option in options if dataclasses.is_dataclass(option)]
+    if kinds and isinstance(value, dict):
+        # Of several dataclasses the one that has just these fields: `as_json` writes all of them.
+        exact = [kind for kind in kinds if {field.name for field in dataclasses.fields(kind)} == set(value)]
+        return from_json((exact or kinds)[0], value)  # type: ignore[arg-type]
     return _freeze(value)
 
 

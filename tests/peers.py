@@ -1,6 +1,7 @@
 """Peers' packages as the parity tests import them."""
 
 import importlib
+import warnings
 from types import ModuleType
 
 import pytest
@@ -21,8 +22,11 @@ def import_peer(module: str) -> ModuleType:
             if not hasattr(torch.ops.torchvision, name):
                 library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _KEPT.append(library)
-    pytest.importorskip(module.split(".")[0], reason="needs the parity extra")
-    return importlib.import_module(module)
+    with warnings.catch_warnings():
+        # What their own imports are warned about is not ours to mend.
+        warnings.simplefilter("ignore")
+        pytest.importorskip(module.split(".")[0], reason="needs the parity extra")
+        return importlib.import_module(module)
 
 
 _KEPT: list[object] = []

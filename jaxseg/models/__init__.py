@@ -5,8 +5,23 @@ numbered with z fastest. A model is called `model(x, *, spacing=None, key=None)`
 sample, or None for evaluation. Parameters are float32; `dtype` in a config is what is computed in.
 """
 
+from jaxseg.models.features import FeatureMaps
 from jaxseg.models.mae import MAE, MAEConfig
+from jaxseg.models.simmim import SimMIM, SimMIMConfig
 from jaxseg.models.unetr import UNETR, UNETRConfig
+from jaxseg.models.unetr_plus import UNETRPlus, UNETRPlusConfig
 from jaxseg.models.vit import ViT, ViTConfig
 
-__all__ = ["MAE", "UNETR", "MAEConfig", "UNETRConfig", "ViT", "ViTConfig"]
+__all__ = [
+    "MAE",
+    "UNETR",
+    "FeatureMaps",
+    "MAEConfig",
+    "SimMIM",
+    "SimMIMConfig",
+    "UNETRConfig",
+    "UNETRPlus",
+    "UNETRPlusConfig",
+    "ViT",
+    "ViTConfig",
+]

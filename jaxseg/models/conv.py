@@ -1,7 +1,7 @@
 """3-D convolution, its cheap special cases (1x1x1, kernel = stride) and changes of resolution. UNETR calls these.
 
 Arrays are `(b, x, y, z, c)` and kernels `(kx, ky, kz, in, out)`. One function, `conv3d`, chooses the form by the platform that a program
-is lowered for: plain `lax.conv` on GPU and TPU, `models.conv_cpu` for 3x3x3 kernels on CPU.
+is lowered for: plain `lax.conv` on GPU and TPU, `models.conv_cpu` for 3x3x3 kernels and `models.conv_phases` for strides on CPU.
 """
 
 import math
@@ -9,11 +9,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, reduce
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseg.models import conv_cpu
+from jaxseg.models import conv_cpu, conv_phases
 
 Form = Literal["auto", "lax"]
 Factors = tuple[int, int, int]
@@ -25,25 +25,44 @@ def conv3d(
     bias: Float[Array, "o"] | None = None,
     *,
     stride: int | Factors = 1,
-    padding: str = "SAME",
+    padding: str | Factors = "SAME",
     form: Form = "auto",
 ) -> Float[Array, "b x2 y2 z2 o"]:
     """Cross-correlate `x` with `kernel` (what every framework calls convolution), in the type of `x`, with float32 sums.
 
     Args:
         stride: voxels between outputs, one number or one an axis.
-        padding: "SAME" (zeros; with an odd kernel and stride 1 equal to torch's padding = k // 2) or "VALID".
-        form: "auto" lets 3x3x3 kernels of stride 1 take a faster form where the program runs on a CPU; "lax" never does. The answers agree
-            to rounding. The fast form has first derivatives in reverse mode only.
+        padding: "SAME" (zeros; with an odd kernel and stride 1 equal to torch's padding = k // 2), "VALID", or as in torch the voxels of zeros
+            on both sides of each axis. With a stride, "SAME" may pad the far side alone: then torch's padding = k // 2 is not "SAME".
+        form: "auto" lets 3x3x3 kernels of stride 1, and strided ones with torch's padding, take a faster form where the program runs on a
+            CPU; "lax" never does. The answers agree to rounding. The fast forms have first derivatives in reverse mode only.
     """
-    strides = (stride,) * 3 if isinstance(stride, int) else tuple(stride)
+    sx, sy, sz = (stride,) * 3 if isinstance(stride, int) else stride
+    strides = (sx, sy, sz)
     kernel = kernel.astype(x.dtype)
-    if kernel.shape[:3] == strides == (1, 1, 1):
+    if strides == (1, 1, 1) and not isinstance(padding, str) and kernel.shape[:3] == tuple(2 * p + 1 for p in padding):
+        padding = "SAME"
+    if kernel.shape[:3] == strides == (1, 1, 1) and isinstance(padding, str):
         out = jnp.einsum("bxyzi,io->bxyzo", x, kernel[0, 0, 0])
     elif form == "auto" and kernel.shape[:3] == (3, 3, 3) and strides == (1, 1, 1) and padding == "SAME":
         out = _conv_by_platform(x, kernel)
+    elif form == "auto" and (before := _in_whole_blocks(x, kernel, strides, padding)) is not None:
+        out = conv_phases.strided_conv(x, kernel, strides, before)
     else:
         out = _lax_conv(x, kernel, strides, padding)
+    return out if bias is None else out + bias.astype(x.dtype)
+
+
+def transposed_conv(
+    x: Float[Array, "b x y z i"], kernel: Float[Array, "kx ky kz i o"], bias: Float[Array, "o"] | None = None, *, stride: int | Factors
+) -> Float[Array, "b x2 y2 z2 o"]:
+    """Transposed convolution from n to n * stride voxels along each axis, for odd kernels: torch's with padding k // 2 and output_padding stride - 1.
+
+    Torch's kernel `(in, out, kx, ky, kz)` is this one with its axes moved only (nothing is flipped). First derivatives in reverse mode only.
+    """
+    strides = (stride, stride, stride) if isinstance(stride, int) else stride
+    kx, ky, kz = kernel.shape[:3]
+    out = conv_phases.transposed_conv(x, kernel.astype(x.dtype), strides, (kx // 2, ky // 2, kz // 2))
     return out if bias is None else out + bias.astype(x.dtype)
 
 
@@ -85,14 +104,33 @@ def upsample(
     return jax.image.resize(x, shape, "linear", antialias=False).astype(x.dtype)
 
 
+def average_pool(x: Float[Array, "b x y z c"], factors: Factors) -> Float[Array, "b x2 y2 z2 c"]:
+    """The mean of each block of `factors` voxels; the sides must be multiples of the factors."""
+    return reduce(x, "b (x i) (y j) (z k) c -> b x y z c", "mean", i=factors[0], j=factors[1], k=factors[2])
+
+
 def kernel_init(key: Array, shape: tuple[int, ...], *, fan_in: int | None = None) -> Float[Array, "..."]:
     """Uniform in +-1/sqrt(fan in), as torch's convolutions by default; the fan in is given, or all of `shape` (..., in, out) but the last."""
     bound = 1 / math.sqrt(fan_in or math.prod(shape[:-1]))
-    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+    # Drawn in one row: the same numbers, and a tenth of the time to compile them that five axes take.
+    return jax.random.uniform(key, (math.prod(shape),), jnp.float32, -bound, bound).reshape(shape)
+
+
+def _in_whole_blocks(x, kernel, strides, padding) -> Factors | None:
+    """The zeros in front of each axis, if this is a strided convolution with ceil(n / stride) outputs, which `conv_phases` knows."""
+    sizes = kernel.shape[:3]
+    if strides == (1, 1, 1):
+        return None
+    if not isinstance(padding, str) and sizes == tuple(2 * p + 1 for p in padding):
+        return tuple(padding)
+    if sizes == strides and padding in ("VALID", (0, 0, 0)) and not any(n % s for n, s in zip(x.shape[1:4], strides)):
+        return (0, 0, 0)
+    return None
 
 
 def _lax_conv(x, kernel, strides, padding):
     dims = ("NHWDC", "HWDIO", "NHWDC")
+    padding = padding if isinstance(padding, str) else [(p, p) for p in padding]
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dims)
 
 

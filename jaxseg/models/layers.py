@@ -1,6 +1,7 @@
 """What transformer encoders are made of: attention, MLPs and pre-norm blocks, stacked on a depth axis and scanned. Called by `vit` and `mae`."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -57,7 +58,7 @@ class BlockConfig:
     def hidden(self) -> int:
         """Hidden units of the MLP. SwiGLU has three matrices instead of two, and gets 2/3 of the units: the same parameters."""
         if self.mlp == "gelu":
-            return int(self.width * self.mlp_ratio)
+            return int(self.width * self.mlp_ratio + 1e-6)  # a ratio of two whole numbers gives the first one back
         return -(-int(self.width * self.mlp_ratio * 2 / 3) // 8) * 8
 
 
@@ -140,7 +141,7 @@ def survival(key: Key[Array, " b"], depth: int, rate: float) -> Float[Array, "de
 
 
 def run_blocks(
-    blocks: Block,
+    blocks: Callable[..., Array],
     x: Float[Array, "b n w"],
     *,
     rotation: Rotation | None = None,
@@ -148,9 +149,12 @@ def run_blocks(
     states: bool = False,
     remat: bool = False,
 ) -> tuple[Float[Array, "b n w"], Float[Array, "depth b n w"] | None]:
-    """Scan stacked `blocks`; with `states` also the hidden states after each of them. `remat` recomputes a block's inside in the backward pass."""
+    """Scan stacked `blocks` (a Block, or a module called alike); with `states` also the hidden states after each.
 
-    def body(x: Array, layer: tuple[Block, Array | None]) -> tuple[Array, Array | None]:
+    `remat` recomputes a block's inside in the backward pass.
+    """
+
+    def body(x: Array, layer: tuple[Callable[..., Array], Array | None]) -> tuple[Array, Array | None]:
         block, factors = layer
         x = block(x, rotation, factors)
         return x, (x if states else None)

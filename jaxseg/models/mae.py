@@ -1,7 +1,7 @@
 """The masked autoencoder for 3D scans: encode the visible tokens only, predict the hidden voxels of the body. Trained by `pretrain`."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxseg.errors import ConfigError
 from jaxseg.models.layers import layer_norm, linear, run_blocks, stack_blocks
-from jaxseg.models.masking import draw
-from jaxseg.models.positions import Positions, Triple, gather_tokens
-from jaxseg.models.vit import ViT, ViTConfig, patchify, unpatchify
+from jaxseg.models.masked_model import MaskedModel, check_masking
+from jaxseg.models.positions import Kind, Positions, Triple, gather_tokens
+from jaxseg.models.vit import ViT, ViTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,10 @@ class MAEConfig:
     """An encoder, a narrow decoder, how masks are drawn (see `masking.draw`; units in tokens) and what is predicted.
 
     `predict` is the fraction of the hidden tokens that is decoded and scored. `norm_target` scores each patch after normalising its valid voxels
-    per channel to mean 0 and deviation 1.
+    per channel to mean 0 and deviation 1. The decoder has the encoder's MLP ratio and kind of positions unless told.
     """
+
+    VARIANTS: ClassVar[dict[str, str]] = {"tiny": "tiny", "small": "small", "base": "base", "large": "large"}
 
     encoder: ViTConfig = dataclasses.field(default_factory=ViTConfig)
     decoder_width: int = 384
@@ -35,26 +37,47 @@ class MAEConfig:
     predict: float = 1.0
     distance: Literal["l2", "l1"] = "l2"
     norm_target: bool = False
+    decoder_mlp_ratio: float | None = None
+    decoder_positions: Kind | None = None
+
+    @classmethod
+    def tiny(cls, **changes) -> "MAEConfig":
+        """ViTConfig.tiny and a decoder of 96 × 2; `changes` are fields, here and below."""
+        return cls(**{"encoder": ViTConfig.tiny(), "decoder_width": 96, "decoder_depth": 2, "decoder_heads": 2, **changes})
+
+    @classmethod
+    def small(cls, **changes) -> "MAEConfig":
+        """ViTConfig.small and a decoder of 192 × 4."""
+        return cls(**{"encoder": ViTConfig.small(), "decoder_width": 192, "decoder_depth": 4, "decoder_heads": 6, **changes})
+
+    @classmethod
+    def base(cls, **changes) -> "MAEConfig":
+        """ViTConfig.base and a decoder of 384 × 4."""
+        return cls(**{"encoder": ViTConfig.base(), "decoder_width": 384, "decoder_depth": 4, "decoder_heads": 6, **changes})
+
+    @classmethod
+    def large(cls, **changes) -> "MAEConfig":
+        """ViTConfig.large and a decoder of 512 × 4."""
+        return cls(**{"encoder": ViTConfig.large(), "decoder_width": 512, "decoder_depth": 4, "decoder_heads": 8, **changes})
 
     @property
     def decoder(self) -> ViTConfig:
         """The decoder's blocks and positions, as those of a narrow ViT over the same crop."""
-        narrow = {"width": self.decoder_width, "depth": self.decoder_depth, "heads": self.decoder_heads}
-        return dataclasses.replace(self.encoder, **narrow, drop_path=0.0, registers=0)
+        return dataclasses.replace(
+            self.encoder,
+            width=self.decoder_width,
+            depth=self.decoder_depth,
+            heads=self.decoder_heads,
+            mlp_ratio=self.encoder.mlp_ratio if self.decoder_mlp_ratio is None else self.decoder_mlp_ratio,
+            positions=self.encoder.positions if self.decoder_positions is None else self.decoder_positions,
+            drop_path=0.0,
+            registers=0,
+        )
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_ratio < 1:
-            raise ConfigError(f"mask_ratio is {self.mask_ratio}; expected a fraction above 0 and below 1")
+        check_masking(self)
         if not 0 < self.predict <= 1:
             raise ConfigError(f"predict is {self.predict}; expected a fraction above 0, up to 1")
-        if min(self.mask_unit) < 1:
-            raise ConfigError(f"mask_unit is {self.mask_unit}; expected at least one token along each axis")
-        if min(self.mask_blocks, self.mask_slabs) < 0 or self.mask_blocks + self.mask_slabs > 1:
-            raise ConfigError(
-                f"mask_blocks {self.mask_blocks} and mask_slabs {self.mask_slabs}: expected probabilities with a sum of at most 1"
-            )
-        if self.distance not in ("l2", "l1"):
-            raise ConfigError(f"distance is {self.distance!r}; expected 'l2' or 'l1'")
 
 
 class Decoder(nnx.Module):
@@ -84,75 +107,55 @@ class Decoder(nnx.Module):
         index: Int[Array, "b k"],
         coordinates: Float[Array, "b k 3"] | None,
     ) -> Float[Array, "b m p"]:
-        """`index` and `coordinates` are those of the visible tokens followed by the hidden ones; float32 out."""
-        visible, hidden = latent.shape[1], index.shape[1] - latent.shape[1]
+        """The patches of the hidden tokens, float32. `index` and `coordinates` are those of the visible tokens followed by the hidden ones.
+
+        With a class token `latent` begins with the encoded one, which goes through the decoder without a position.
+        """
+        return self._patches(self._states(latent, grid, index, coordinates)[:, latent.shape[1] :])
+
+    def decode(
+        self,
+        latent: Float[Array, "b v w"],
+        grid: Triple,
+        index: Int[Array, "b k"],
+        coordinates: Float[Array, "b k 3"] | None,
+    ) -> Float[Array, "b k p"]:
+        """As a call, but the patches of the visible tokens too, which nothing was ever asked of in training."""
+        return self._patches(self._states(latent, grid, index, coordinates)[:, int(self.config.class_token) :])
+
+    def _patches(self, states: Float[Array, "b k w"]) -> Float[Array, "b k p"]:
+        return self.head(self.norm(states)).astype(jnp.float32)
+
+    def _states(self, latent: Array, grid: Triple, index: Array, coordinates: Array | None) -> Float[Array, "b k w"]:
+        own = [(0, 0), (int(self.config.class_token), 0), (0, 0)]
         tokens = self.project(latent)
         blank = self.mask_token[...].astype(tokens.dtype)
+        hidden = own[1][0] + index.shape[1] - latent.shape[1]
         tokens = jnp.concatenate([tokens, jnp.broadcast_to(blank, (tokens.shape[0], hidden, blank.shape[0]))], axis=1)
         table = self.positions.added(grid)
         if table is not None:
-            tokens = tokens + gather_tokens(table, index).astype(tokens.dtype)
-        tokens, _ = run_blocks(self.blocks, tokens, rotation=self.positions.rotation(coordinates), remat=self.config.remat)
-        return self.head(self.norm(tokens[:, visible:])).astype(jnp.float32)
+            tokens = tokens + jnp.pad(gather_tokens(table, index), own).astype(tokens.dtype)
+        rotation = None if coordinates is None else self.positions.rotation(jnp.pad(coordinates, own))
+        return run_blocks(self.blocks, tokens, rotation=rotation, remat=self.config.remat)[0]
 
 
-class MAE(nnx.Module):
+class MAE(MaskedModel):
     """Masked autoencoder (https://arxiv.org/abs/2111.06377) over 3D tokens, with the loss on hidden voxels of the body alone.
 
     Patches are gathered before they are embedded, so that hidden ones cost nothing in the encoder. `encoder` is a ViT and transfers by name.
+    Equal to MONAI's `MaskedAutoEncoderViT` (1.6.1) with `ViTConfig.classic(class_token=True, positions="sincos")`, given the same mask.
     """
+
+    term = "mae"
 
     def __init__(self, config: MAEConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.encoder = ViT(config.encoder, rngs=rngs)
         self.decoder = Decoder(config.decoder, config.encoder.width, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "b x y z c"], *, spacing: Float[Array, "b 3"] | None = None, key: Key[Array, " b"] | None = None
-    ) -> Float[Array, "b n w"]:
-        """The encoder's tokens of a whole crop, nothing hidden: features for a probe."""
-        return self.encoder(x, spacing=spacing, key=key)
-
-    def loss(
-        self,
-        x: Float[Array, "b x y z c"],
-        mask: Float[Array, "b x y z"],
-        present: Float[Array, "b c"],
-        spacing: Float[Array, "b 3"] | None,
-        keys: Key[Array, " b"],
-    ) -> tuple[dict[str, tuple[Array, Array]], dict[str, Array]]:
-        """`{"mae": (sum, count)}` over the hidden, predicted voxels with mask 1 in channels with present 1, float32, and where the masks fell.
-
-        One key per sample draws its mask and drop path. The second value holds the token indices "visible" `(b, v)` and "hidden" `(b, m)`.
-        """
-        x = x * present[:, None, None, None, :].astype(x.dtype)
-        patches, body = self.encoder.patchify(x), patchify(mask[..., None], self.config.encoder.token)
-        visible, hidden = self.draw_masks(keys, self.encoder.grid_of(x), body)
-        hidden = hidden[:, : max(1, round(self.config.predict * hidden.shape[1]))]
-        predicted = self.predict(patches, self.encoder.grid_of(x), spacing, visible, hidden, keys)
-        channels = present.shape[1]
-        target = gather_tokens(patches, hidden).astype(jnp.float32).reshape(*hidden.shape, -1, channels)
-        weight = gather_tokens(body, hidden).astype(jnp.float32)[..., None] * present[:, None, None, :].astype(jnp.float32)
-        if self.config.norm_target:
-            mean, deviation = patch_statistics(target, weight)
-            target = (target - mean) / deviation
-        error = predicted.reshape(target.shape) - target
-        error = jnp.abs(error) if self.config.distance == "l1" else jnp.square(error)
-        return {"mae": (jnp.sum(error * weight), jnp.sum(weight))}, {"visible": visible, "hidden": hidden}
-
-    def draw_masks(self, keys: Key[Array, " b"], grid: Triple, body: Float[Array, "b n t"]) -> tuple[Int[Array, "b v"], Int[Array, "b h"]]:
-        """Indices of visible and hidden tokens; `body` holds the mask of every voxel of every token."""
-        config = self.config
-        return draw(
-            jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys),
-            grid,
-            config.mask_ratio,
-            unit=config.mask_unit,
-            blocks=config.mask_blocks,
-            slabs=config.mask_slabs,
-            body=(body > 0).any(-1),
-            body_first=config.body_first,
-        )
+    def scored(self, hidden: Int[Array, "b h"]) -> Int[Array, "b m"]:
+        """The leading part of the hidden tokens, which is a random one."""
+        return hidden[:, : max(1, round(self.config.predict * hidden.shape[1]))]
 
     def predict(
         self,
@@ -164,10 +167,25 @@ class MAE(nnx.Module):
         keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b m p"]:
         """The `hidden` patches as seen from the `visible` ones alone; `keys` for drop path, None for evaluation."""
-        coordinates = self.encoder.coordinates(grid, spacing)
-        latent = self.encode_visible(patches, grid, coordinates, visible, keys)
+        latent = self.encode_visible(patches, grid, self.encoder.coordinates(grid, spacing), visible, keys)
         index = jnp.concatenate([visible, hidden], axis=1)
-        return self.decoder(latent, grid, index, None if coordinates is None else gather_tokens(coordinates, index))
+        return self.decoder(latent, grid, index, self._decoder_coordinates(grid, spacing, index))
+
+    def predict_all(
+        self, patches: Float[Array, "b n p"], grid: Triple, spacing: Float[Array, "b 3"] | None, visible: Int[Array, "b v"]
+    ) -> Float[Array, "b n p"]:
+        """Every patch in the grid's order as seen from the `visible` ones, theirs included: what MONAI's `MaskedAutoEncoderViT` returns."""
+        rows = jnp.arange(patches.shape[0])[:, None]
+        seen = jnp.zeros(patches.shape[:2]).at[rows, visible].set(1.0)
+        hidden = jnp.argsort(seen, axis=1)[:, : patches.shape[1] - visible.shape[1]]
+        latent = self.encode_visible(patches, grid, self.encoder.coordinates(grid, spacing), visible, None)
+        index = jnp.concatenate([visible, hidden], axis=1)
+        decoded = self.decoder.decode(latent, grid, index, self._decoder_coordinates(grid, spacing, index))
+        return jnp.zeros(decoded.shape).at[rows, index].set(decoded)
+
+    def _decoder_coordinates(self, grid: Triple, spacing: Array | None, index: Array) -> Float[Array, "b k 3"] | None:
+        coordinates = self.decoder.positions.coordinates(grid, self.config.encoder.token, spacing)
+        return None if coordinates is None else gather_tokens(coordinates, index)
 
     def encode_visible(
         self,
@@ -177,44 +195,8 @@ class MAE(nnx.Module):
         visible: Int[Array, "b v"],
         keys: Key[Array, " b"] | None,
     ) -> Float[Array, "b v w"]:
-        """The encoder over the `visible` patches, each at its own coordinates."""
+        """The encoder over the `visible` patches, each at its own coordinates; with a class token that one comes first."""
         tokens = self.encoder.embed(gather_tokens(patches, visible), grid, visible)
         if keys is not None:
             keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
         return self.encoder.encode(tokens, None if coordinates is None else gather_tokens(coordinates, visible), keys)
-
-    def reconstruct(
-        self,
-        x: Float[Array, "b x y z c"],
-        keys: Key[Array, " b"],
-        *,
-        mask: Float[Array, "b x y z"] | None = None,
-        spacing: Float[Array, "b 3"] | None = None,
-    ) -> tuple[Float[Array, "b x y z c"], Float[Array, "b x y z"]]:
-        """For pictures: `x` with every hidden token replaced by its prediction, and a volume that is 1 where the encoder saw `x`.
-
-        With `norm_target` the prediction is put back on the scale of the hidden patch itself, which only a picture may know.
-        """
-        config, grid = self.config, self.encoder.grid_of(x)
-        mask = jnp.ones(x.shape[:4]) if mask is None else mask
-        patches, body = self.encoder.patchify(x.astype(jnp.float32)), patchify(mask[..., None], config.encoder.token)
-        visible, hidden = self.draw_masks(keys, grid, body)
-        predicted = self.predict(patches, grid, spacing, visible, hidden).reshape(*hidden.shape, -1, x.shape[-1])
-        if config.norm_target:
-            target = gather_tokens(patches, hidden).reshape(predicted.shape)
-            mean, deviation = patch_statistics(target, gather_tokens(body, hidden).astype(jnp.float32)[..., None])
-            predicted = predicted * deviation + mean
-        rows = jnp.arange(x.shape[0])[:, None]
-        filled = patches.at[rows, hidden].set(predicted.reshape(*hidden.shape, -1))
-        seen = jnp.zeros(body.shape).at[rows, visible].set(1.0)
-        return unpatchify(filled, grid, config.encoder.token), unpatchify(seen, grid, config.encoder.token)[..., 0]
-
-
-def patch_statistics(
-    target: Float[Array, "b m t c"], weight: Float[Array, "b m t c"]
-) -> tuple[Float[Array, "b m 1 c"], Float[Array, "b m 1 c"]]:
-    """Mean and standard deviation of each patch and channel over the voxels of weight 1; (0, 1e-3) where there are none."""
-    count = jnp.maximum(weight.sum(2, keepdims=True), 1)
-    mean = (target * weight).sum(2, keepdims=True) / count
-    variance = (jnp.square(target - mean) * weight).sum(2, keepdims=True) / count
-    return mean, jnp.sqrt(variance + 1e-6)

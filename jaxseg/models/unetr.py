@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from itertools import pairwise
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -25,6 +26,8 @@ class UNETRConfig:
     published network (Hatamizadeh et al., arXiv 2103.10504) is stride 1 with `ViTConfig.classic()`.
     """
 
+    VARIANTS: ClassVar[dict[str, str]] = {"tiny": "tiny", "small": "small", "base": "base", "large": "large"}
+
     encoder: ViTConfig = dataclasses.field(default_factory=ViTConfig)
     num_classes: int = 2
     feature: int = 16
@@ -41,6 +44,26 @@ class UNETRConfig:
                 f"a token of {self.encoder.token} voxels at stride {self.stride} is doubled {len(self.factors)} times, each from its own "
                 f"block of the encoder, which has {self.encoder.depth}: use a deeper encoder, a smaller token or a larger stride"
             )
+
+    @classmethod
+    def tiny(cls, **changes) -> "UNETRConfig":
+        """ViTConfig.tiny, 16 features at half resolution; `changes` are fields, here and below."""
+        return cls(**{"encoder": ViTConfig.tiny(), "feature": 16, "stride": 2, **changes})
+
+    @classmethod
+    def small(cls, **changes) -> "UNETRConfig":
+        """ViTConfig.small, 16 features at half resolution."""
+        return cls(**{"encoder": ViTConfig.small(), "feature": 16, "stride": 2, **changes})
+
+    @classmethod
+    def base(cls, **changes) -> "UNETRConfig":
+        """ViTConfig.base, 32 features at half resolution."""
+        return cls(**{"encoder": ViTConfig.base(), "feature": 32, "stride": 2, **changes})
+
+    @classmethod
+    def large(cls, **changes) -> "UNETRConfig":
+        """ViTConfig.large, 32 features at half resolution."""
+        return cls(**{"encoder": ViTConfig.large(), "feature": 32, "stride": 2, **changes})
 
     @property
     def in_channels(self) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import ClassVar, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,10 @@ class ViTConfig:
 
     `crop` (voxels) sets the size of position tables, other inputs are fine. `token` is in voxels and may be anisotropic. `rope_scale` (mm) is the
     unit of "rope_mm". `mlp_ratio` counts hidden units of a GELU MLP; SwiGLU takes 2/3 of them, which costs the same. `drop_path` is the rate of
-    the last block. MONAI's ViT is `ViTConfig.classic(...)`.
+    the last block. `class_token` puts one learned token without a position before the others. MONAI's ViT is `ViTConfig.classic(...)`.
     """
+
+    VARIANTS: ClassVar[dict[str, str]] = {"tiny": "tiny", "small": "small", "base": "base", "large": "large"}
 
     in_channels: int = 1
     crop: Triple = (96, 96, 96)
@@ -41,11 +43,32 @@ class ViTConfig:
     qkv_bias: bool = True
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    class_token: bool = False
 
     @classmethod
     def classic(cls, **changes) -> "ViTConfig":
         """The form of MONAI's ViT: learned positions, exact GELU, no LayerScale, no bias on qkv. `changes` are fields."""
         return cls(**{"positions": "learned", "mlp": "gelu", "layer_scale": None, "qkv_bias": False, **changes})
+
+    @classmethod
+    def tiny(cls, **changes) -> "ViTConfig":
+        """2.8 M parameters at one channel, for crops of 64 voxels; `changes` are fields, here and below."""
+        return cls(**{"width": 192, "depth": 6, "heads": 3, "crop": (64, 64, 64), "token": (8, 8, 8), **changes})
+
+    @classmethod
+    def small(cls, **changes) -> "ViTConfig":
+        """14.4 M parameters at one channel."""
+        return cls(**{"width": 384, "depth": 8, "heads": 6, "token": (8, 8, 8), **changes})
+
+    @classmethod
+    def base(cls, **changes) -> "ViTConfig":
+        """85.5 M parameters at one channel."""
+        return cls(**{"width": 768, "depth": 12, "heads": 12, "token": (8, 8, 8), **changes})
+
+    @classmethod
+    def large(cls, **changes) -> "ViTConfig":
+        """303.3 M parameters at one channel."""
+        return cls(**{"width": 1024, "depth": 24, "heads": 16, "token": (8, 8, 8), **changes})
 
     @property
     def grid(self) -> Triple:
@@ -97,9 +120,10 @@ Tokens = Float[Array, "b n w"]
 
 
 class ViT(nnx.Module):
-    """A pre-norm Vision Transformer over 3D tokens (https://arxiv.org/abs/2010.11929), without a class token.
+    """A pre-norm Vision Transformer over 3D tokens (https://arxiv.org/abs/2010.11929). Takes any multiple of the token, of any size.
 
-    Parameters: `patch` (p·c → width), `positions.table` (learned only), `registers`, `blocks` (stacked on depth) and `norm`.
+    Equal to MONAI's `ViT` (1.6.1) where that one exists. Parameters: `patch` (p·c → width), `positions.table` (learned only), `class_token`
+    and `registers` (if asked for), `blocks` (stacked on depth) and `norm`.
     """
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
@@ -114,6 +138,8 @@ class ViT(nnx.Module):
             base=config.rope_base,
             rngs=rngs,
         )
+        if config.class_token:
+            self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.width,), jnp.float32))
         if config.registers:
             self.registers = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.registers, config.width), jnp.float32))
         self.blocks = stack_blocks(config.block, config.depth, rngs)
@@ -135,13 +161,23 @@ class ViT(nnx.Module):
     ) -> tuple[Tokens, list[Tokens]]: ...
 
     def __call__(self, x, *, spacing=None, key=None, taps=None):
-        """Tokens after the last block and the final norm; with `taps` also the hidden states after that many blocks, before any norm.
+        """Tokens of the image after the last block and the final norm; with `taps` also the hidden states after that many blocks, before any norm.
 
         Raises ShapeError if channels or size do not fit, or if positions are in mm and there is no `spacing`.
         """
         grid = self.grid_of(x)
         tokens, states = self._encode(self.embed(self.patchify(x), grid), self.coordinates(grid, spacing), key, taps or ())
+        tokens, *states = (each[:, int(self.config.class_token) :] for each in (tokens, *states))
         return tokens if taps is None else (tokens, states)
+
+    def features(
+        self, x: Float[Array, "b x y z c"], spacing: Float[Array, "b 3"] | None = None, key: Key[Array, " b"] | None = None
+    ) -> list[Float[Array, "b gx gy gz w"]]:
+        """Four maps of the token grid, after each quarter of the blocks (fewer for fewer blocks); the last one behind the final norm."""
+        depth, grid = self.config.depth, self.grid_of(x)
+        taps = sorted({-(-depth * quarter // 4) for quarter in (1, 2, 3)} - {depth})
+        last, states = self(x, spacing=spacing, key=key, taps=taps)
+        return [tokens.reshape(x.shape[0], *grid, -1) for tokens in (*states, last)]
 
     def grid_of(self, x: Float[Array, "b x y z c"]) -> Triple:
         """Tokens along each axis of `x`; ShapeError if `x` does not fit this model."""
@@ -159,7 +195,10 @@ class ViT(nnx.Module):
 
     def embed(self, patches: Float[Array, "b k p"], grid: Triple, index: Int[Array, "b k"] | None = None) -> Float[Array, "b k w"]:
         """Patches to tokens with their positions; `index` says which tokens of `grid` the patches are (None: all, in order)."""
-        tokens = self.patch(patches)
+        return self.place(self.patch(patches), grid, index)
+
+    def place(self, tokens: Tokens, grid: Triple, index: Int[Array, "b k"] | None = None) -> Tokens:
+        """Tokens with what their positions add, for positions that are tables."""
         table = self.positions.added(grid)
         if table is None:
             return tokens
@@ -170,7 +209,10 @@ class ViT(nnx.Module):
         return self.positions.coordinates(grid, self.config.token, spacing)
 
     def encode(self, tokens: Tokens, coordinates: Float[Array, "b n 3"] | None, key: Key[Array, " b"] | None = None) -> Tokens:
-        """Blocks and final norm over any set of tokens at `coordinates`. Registers stand at the centre of the crop and are not returned."""
+        """Blocks and final norm over any set of tokens at `coordinates`; with `class_token` the encoded class token comes first.
+
+        Class token and registers stand at the centre of the crop; registers are not returned.
+        """
         return self._encode(tokens, coordinates, key, ())[0]
 
     def _encode(
@@ -179,8 +221,7 @@ class ViT(nnx.Module):
         config = self.config
         if any(not 1 <= tap <= config.depth for tap in taps):
             raise ConfigError(f"taps {tuple(taps)} do not all lie between 1 and the encoder's depth of {config.depth}")
-        if config.registers:
-            tokens, coordinates = self._with_registers(tokens, coordinates)
+        tokens, coordinates = self._with_own_tokens(tokens, coordinates)
         survive = survival(key, config.depth, config.drop_path) if key is not None and config.drop_path else None
         tokens, states = run_blocks(
             self.blocks,
@@ -190,12 +231,16 @@ class ViT(nnx.Module):
             states=bool(taps),
             remat=config.remat,
         )
+        # Registers come first, so that what follows them is the class token, if there is one, and the image's tokens.
         tokens = self.norm(tokens[:, config.registers :])
         return tokens, [] if states is None else [states[tap - 1][:, config.registers :] for tap in taps]
 
-    def _with_registers(self, tokens: Array, coordinates: Array | None) -> tuple[Array, Array | None]:
-        shape = (tokens.shape[0], self.config.registers, tokens.shape[2])
-        tokens = jnp.concatenate([jnp.broadcast_to(self.registers[...].astype(tokens.dtype), shape), tokens], axis=1)
+    def _with_own_tokens(self, tokens: Array, coordinates: Array | None) -> tuple[Array, Array | None]:
+        own = ([self.registers[...]] if self.config.registers else []) + ([self.class_token[...][None]] if self.config.class_token else [])
+        if not own:
+            return tokens, coordinates
+        first = jnp.concatenate(own).astype(tokens.dtype)
+        tokens = jnp.concatenate([jnp.broadcast_to(first, (tokens.shape[0], *first.shape)), tokens], axis=1)
         if coordinates is not None:
-            coordinates = jnp.pad(coordinates, [(0, 0), (self.config.registers, 0), (0, 0)])
+            coordinates = jnp.pad(coordinates, [(0, 0), (first.shape[0], 0), (0, 0)])
         return tokens, coordinates

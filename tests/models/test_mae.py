@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from jaxseg.errors import ConfigError
-from jaxseg.models.mae import MAE, MAEConfig, patch_statistics
+from jaxseg.models.mae import MAE, MAEConfig
+from jaxseg.models.masked_model import patch_statistics
 from jaxseg.models.positions import gather_tokens
 from jaxseg.models.vit import ViTConfig, patchify
 
