@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxseg.data.augment import Augment
-from jaxseg.models import UNETRConfig
+from jaxseg.models import UNETRConfig, UNETRPlusConfig
+from jaxseg.models.unet import UNetConfig
 from jaxseg.train import LoopConfig, OptimConfig
 
 
@@ -28,11 +29,12 @@ class FinetuneConfig:
         split: the pool of training cases: "" for every labelled case of the store, or "FILE.json:KEY".
         labels: train on the first so many cases of the pool; None for all.
         monitor: cases watched during training, "FILE.json:KEY"; never trained on. "" for none.
-        model: the network; its input channels and classes are those of the store.
+        model: the network, a UNETR, a UNETR+ or (only from scratch) a U-Net; its input channels and classes are those of the store.
         batch: crops a step, over all devices together.
         foreground: fraction of crops that hold a labelled voxel, at a random place of the crop.
         augment, optim, loop, layout, fsdp, accumulate, seed: as in pretraining.
         ema: decay of the average of the weights that is kept and exported; None for the last weights.
+        allow_overlap: go on where the pretraining has seen monitored cases.
         keep: "last" checkpoint (no peeking, for few labels) or the "best" one on the monitored cases.
     """
 
@@ -42,7 +44,8 @@ class FinetuneConfig:
     split: str = ""
     labels: int | None = None
     monitor: str = ""
-    model: UNETRConfig = field(default_factory=UNETRConfig)
+    allow_overlap: bool = False
+    model: UNETRConfig | UNETRPlusConfig | UNetConfig = field(default_factory=UNETRConfig)
     batch: int = 2
     foreground: float = 0.5
     loss: LossConfig = field(default_factory=LossConfig)

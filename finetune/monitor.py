@@ -11,12 +11,17 @@ from finetune.classes import Classes
 from jaxseg.data.store import Store
 from jaxseg.infer import sliding_window
 from jaxseg.metrics import dice
-from jaxseg.models import UNETRConfig
 from jaxseg.train import TrainState
 
 
 def watch(
-    graph: nnx.GraphDef, store: Store, names: Sequence[str], classes: Classes, model: UNETRConfig, *, overlap: float = 0.25
+    graph: nnx.GraphDef,
+    store: Store,
+    names: Sequence[str],
+    classes: Classes,
+    crop: tuple[int, int, int],
+    *,
+    overlap: float = 0.25,
 ) -> Callable[[TrainState], dict[str, float]]:
     """A function of the train state: the mean Dice of the watched cases, on the working grid (the final scores are on the scans' own grids).
 
@@ -29,18 +34,18 @@ def watch(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         params = state.params if state.ema is None else state.ema
-        return {"dice": float(np.mean([_case_dice(apply, params, store, name, classes, model, overlap) for name in names]))}
+        return {"dice": float(np.mean([_case_dice(apply, params, store, name, classes, crop, overlap) for name in names]))}
 
     return evaluate
 
 
-def _case_dice(apply: Any, params: Any, store: Store, name: str, classes: Classes, model: UNETRConfig, overlap: float) -> float:
+def _case_dice(apply: Any, params: Any, store: Store, name: str, classes: Classes, crop: tuple[int, int, int], overlap: float) -> float:
     arrays = store.arrays(name)
     spacing = np.asarray([store.entry(name).spacing], np.float32)
     logits = sliding_window(
         lambda windows: apply(params, windows, spacing),
         np.asarray(arrays.image, np.float32),
-        window=model.encoder.crop,
+        window=crop,
         num_classes=classes.outputs,
         overlap=overlap,
         mask=np.asarray(arrays.mask, bool),

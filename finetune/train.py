@@ -12,15 +12,21 @@ from finetune.config import FinetuneConfig
 from finetune.monitor import watch
 from finetune.objective import make_loss, start_at_prior
 from finetune.transfer import Transfer, take_encoder
+from jaxseg.audit import card_of, refuse_overlap
 from jaxseg.config import as_json
+from jaxseg.data.duplicates import scans_of_card, scans_of_store
 from jaxseg.data.loader import CropLoader
-from jaxseg.data.split import select_cases
+from jaxseg.data.split import refuse_shared_patients, select_cases
 from jaxseg.data.store import Store, open_store
 from jaxseg.errors import ConfigError
-from jaxseg.models import UNETR, UNETRConfig
+from jaxseg.models import UNETRConfig, UNETRPlusConfig
+from jaxseg.models.unet import UNetConfig
 from jaxseg.train import Layout, RunFolder, TrainState, array_names, fit, learning_rate, make_optimizer, make_step, read_arrays
 from jaxseg.train.log import TrainingProgress
 from jaxseg.zoo import load_model, save_model
+from jaxseg.zoo.registry import network_of
+
+ModelConfig = UNETRConfig | UNETRPlusConfig | UNetConfig
 
 
 def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, progress: TrainingProgress | None = None) -> Path:
@@ -46,7 +52,7 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
     optim = dataclasses.replace(config.optim, steps=max(1, config.loop.steps))
     loop = dataclasses.replace(config.loop, best="dice" if config.keep == "best" else None)
     with RunFolder.open(config.out, {**as_json(config), "names": list(names)}) as run:
-        graph, _ = nnx.split(nnx.eval_shape(lambda: UNETR(model_config, rngs=nnx.Rngs(0))))
+        graph, _ = nnx.split(nnx.eval_shape(lambda: network_of(model_config)))
         params = _initial(config, model_config, store, classes)
         optimizer = make_optimizer(optim, params)
         layout = Layout(config.layout, fsdp=config.fsdp)
@@ -56,14 +62,14 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
         loader = CropLoader(
             store,
             names,
-            crop=model_config.encoder.crop,
+            crop=crop_of(model_config),
             batch=config.batch,
             seed=config.seed,
             foreground=config.foreground,
             labelled=True,
             process=(jax.process_index(), jax.process_count()),
         )
-        evaluate = watch(graph, store, watched, classes, model_config) if watched else None
+        evaluate = watch(graph, store, watched, classes, crop_of(model_config)) if watched else None
         state = fit(step, state, loader, layout, run, loop, evaluate=evaluate, schedule=learning_rate(optim), progress=progress)
         final = layout.host(state.params if state.ema is None else state.ema)
         if jax.process_index() == 0:
@@ -77,15 +83,19 @@ def _watched(config: FinetuneConfig, store: Store, names: tuple[str, ...]) -> tu
     watched = select_cases(store.labelled, config.monitor) if config.monitor else ()
     if set(watched) & set(names):
         raise ConfigError(f"--monitor {config.monitor}: these cases are trained on: {', '.join(sorted(set(watched) & set(names)))}")
+    patients = {name: store.entry(name).patient for name in store.names}
+    refuse_shared_patients(patients, names, watched, "training cases and monitored cases")
+    if config.init and watched and not config.allow_overlap:
+        refuse_overlap(scans_of_card(card_of(config.init)), scans_of_store(store, watched), "monitored cases")
     if config.keep == "best" and not watched:
         raise ConfigError("--keep best needs cases to choose by: name them with --monitor FILE.json:KEY")
     return watched
 
 
-def _initial(config: FinetuneConfig, model: UNETRConfig, store: Store, classes: Classes) -> Any:
+def _initial(config: FinetuneConfig, model: ModelConfig, store: Store, classes: Classes) -> Any:
     """The network's first parameters, with the pretrained encoder in place where there is one."""
     # One compiled program: layer by layer, every shape of every array would be compiled for itself.
-    params = jax.jit(lambda: nnx.state(UNETR(model, rngs=nnx.Rngs(config.seed))))()
+    params = jax.jit(lambda: nnx.state(network_of(model, seed=config.seed)))()
     params = start_at_prior(params, classes)
     if not config.init:
         return params
@@ -101,31 +111,40 @@ def _best(run: Path, params: Any, config: FinetuneConfig) -> Any:
     return jax.tree.unflatten(structure, [arrays[name] for name in array_names(params)])
 
 
-def adapt(model: UNETRConfig, store: Store) -> UNETRConfig:
+def adapt(model: ModelConfig, store: Store) -> ModelConfig:
     """The network's config with the store's channels and classes."""
+    if isinstance(model, UNetConfig):
+        return dataclasses.replace(model, in_channels=len(store.recipe.channels), num_classes=Classes.of(store.recipe).outputs)
     encoder = dataclasses.replace(model.encoder, in_channels=len(store.recipe.channels))
     return dataclasses.replace(model, encoder=encoder, num_classes=Classes.of(store.recipe).outputs)
 
 
-def _take(params: Any, model: UNETRConfig, store: Store, init: Path) -> Transfer:
+def crop_of(model: ModelConfig) -> tuple[int, int, int]:
+    """Voxels of the crops that a network is trained on and segments with."""
+    return model.crop if isinstance(model, UNetConfig) else model.encoder.crop
+
+
+def _take(params: Any, model: ModelConfig, store: Store, init: Path) -> Transfer:
+    if isinstance(model, UNetConfig):
+        raise ConfigError("a U-Net is trained from scratch: leave --init out, or choose a network with a ViT encoder")
     source = load_model(init / "model" if (init / "model" / "model.json").is_file() else init)
     return take_encoder(
         params,
         model.encoder,
         nnx.state(source.network),
-        source.config.encoder,
+        getattr(source.config, "encoder", source.config),
         channels=store.recipe.channels,
         source_channels=source.card["channels"],
     )
 
 
-def _card(config: FinetuneConfig, store: Store, names: tuple[str, ...], model: UNETRConfig) -> dict[str, Any]:
+def _card(config: FinetuneConfig, store: Store, names: tuple[str, ...], model: ModelConfig) -> dict[str, Any]:
     return {
         "channels": list(store.recipe.channels),
         "recipe": as_json(store.recipe),
         "labels": store.recipe.labels,
         "regions": store.recipe.regions,
-        "crop": list(model.encoder.crop),
+        "crop": list(crop_of(model)),
         "training": {
             "init": "pretrained encoder" if config.init else "scratch",
             "steps": config.loop.steps,
@@ -133,6 +152,7 @@ def _card(config: FinetuneConfig, store: Store, names: tuple[str, ...], model: U
             "seed": config.seed,
             "cases": len(names),
             "data": store.hashes(names),
+            "scans": store.contents(names),
         },
         "licence": "unspecified: it follows the licence of the scans it was trained on",
         "scores": [],

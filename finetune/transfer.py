@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxseg.errors import CheckpointError
 from jaxseg.models import ViTConfig
 from jaxseg.train import array_names
+from jaxseg.zoo.channels import adapt_channels
 
 PREFIX = "encoder."
 
@@ -37,29 +37,33 @@ def take_encoder(
     params: Any,
     config: ViTConfig,
     source: Any,
-    source_config: ViTConfig,
+    source_config: Any,
     *,
     channels: Sequence[str],
     source_channels: Sequence[str],
 ) -> Transfer:
     """Put the encoder arrays of `source` into `params`.
 
+    A source without any `encoder.…` name is taken for an encoder itself, as the zoo's converters leave a peer's ViT.
+
     Args:
         params: parameters of the network to fine-tune (names `encoder.…` and others, which stay as they are).
         config: of its encoder.
-        source: parameters of the pretrained network, with `encoder.…` names.
-        source_config: of the pretrained encoder.
+        source: parameters of the pretrained network, with `encoder.…` names, or of a bare encoder.
+        source_config: of the pretrained encoder; a network without tokens is refused by its arrays.
         channels, source_channels: names of the input channels; they decide which rows of the patch embedding go where.
 
     Raises:
         CheckpointError: an array is missing, left over, or of a shape that cannot be adapted; the message is a table of all of them.
     """
-    offered = {name: leaf for name, leaf in _named(source).items() if name.startswith(PREFIX)}
+    named = _named(source)
+    if not any(name.startswith(PREFIX) for name in named):
+        named = {PREFIX + name: leaf for name, leaf in named.items()}
+    offered = {name: leaf for name, leaf in named.items() if name.startswith(PREFIX)}
     wanted = {name: leaf for name, leaf in _named(params).items() if name.startswith(PREFIX)}
-    if not offered:
-        raise CheckpointError("the pretraining has no arrays named encoder.*: it is not a pretrained encoder of jaxseg")
     adapted: dict[str, str] = {}
-    if "encoder.patch.kernel" in offered and config.token == source_config.token and tuple(channels) != tuple(source_channels):
+    alike = config.token == getattr(source_config, "token", None)
+    if "encoder.patch.kernel" in offered and alike and tuple(channels) != tuple(source_channels):
         offered["encoder.patch.kernel"] = adapt_channels(offered["encoder.patch.kernel"], source_channels, channels)
         adapted["encoder.patch.kernel"] = f"channels {', '.join(source_channels)} → {', '.join(channels)}"
     table = "encoder.positions.table"
@@ -71,21 +75,6 @@ def take_encoder(
     new = [jnp.asarray(offered[name], leaf.dtype) if name in offered else leaf for name, leaf in zip(array_names(params), leaves)]
     taken = tuple(name for name in offered if name not in adapted)
     return Transfer(jax.tree.unflatten(structure, new), taken, adapted)
-
-
-def adapt_channels(kernel: Any, source: Sequence[str], target: Sequence[str]) -> np.ndarray:
-    """A patch embedding `(voxels * c_source, width)` for other channels: `(voxels * c_target, width)`.
-
-    A channel whose name the pretraining knew takes its own rows. One that it did not know takes the mean over the source's channels; where none
-    is known (1 → N above all) that mean is divided so that N equal channels give the same token as before, as nnU-Net repeats a stem and divides.
-    """
-    kernel = np.asarray(kernel, np.float32)
-    rows = kernel.reshape(-1, len(source), kernel.shape[-1])
-    known = {name.lower(): index for index, name in enumerate(source)}
-    shared = [name for name in target if name.lower() in known]
-    stranger = rows.mean(1) if shared else rows.sum(1) / len(target)
-    columns = [rows[:, known[name.lower()]] if name.lower() in known else stranger for name in target]
-    return np.stack(columns, axis=1).reshape(-1, kernel.shape[-1])
 
 
 def resize_table(table: Any, target: Sequence[int]) -> jax.Array:

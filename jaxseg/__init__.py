@@ -12,6 +12,7 @@ _PUBLIC = {
     "list_models": "jaxseg.zoo",
     "create_model": "jaxseg.zoo",
     "load_model": "jaxseg.zoo",
+    "load_pretrained": "jaxseg.zoo",
     "save_model": "jaxseg.zoo",
     "Model": "jaxseg.zoo",
     "load_volume": "jaxseg.data.io",
@@ -41,4 +42,4 @@ if TYPE_CHECKING:
     from jaxseg.data.io import load_volume, save_volume
     from jaxseg.data.volume import Grid, Volume
     from jaxseg.infer import segment
-    from jaxseg.zoo import Model, create_model, list_models, load_model, save_model
+    from jaxseg.zoo import Model, create_model, list_models, load_model, load_pretrained, save_model

@@ -1,6 +1,7 @@
 """Training: one step, its layouts over devices, optimizer, checkpoints and loop. It knows no model and no data."""
 
 from jaxseg.train.checkpoint import Checkpoints, Restored, read_arrays
+from jaxseg.train.groups import frozen, layer_depths
 from jaxseg.train.log import QuietProgress, TrainingProgress, read_log
 from jaxseg.train.loop import LoopConfig, fit
 from jaxseg.train.optim import OptimConfig, learning_rate, make_optimizer
@@ -21,6 +22,8 @@ __all__ = [
     "TrainingProgress",
     "array_names",
     "fit",
+    "frozen",
+    "layer_depths",
     "learning_rate",
     "make_optimizer",
     "make_step",

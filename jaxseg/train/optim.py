@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from jaxseg.errors import ConfigError
+from jaxseg.train.groups import decayed_rates, frozen
 from jaxseg.train.state import array_names
 
 # Names (one dotted part) whose arrays are not weights of a linear map: shrinking them towards zero has no meaning.
@@ -29,8 +30,8 @@ class OptimConfig:
         weight_decay: AdamW's, on weights only (no norms, biases, positions, tokens, layer scales), by name.
         betas: AdamW's.
         clip: largest global gradient norm, None for no clipping.
-        layer_decay: block i of `encoder.blocks` (n blocks, i from 0) learns at `layer_decay ** (n - i)`, the embedding at `layer_decay
-            ** (n + 1)`, everything else at 1 (BEiT, arXiv 2106.08254).
+        layer_decay: layer i of the encoder (n blocks or stages, i from 0) learns at `layer_decay ** (n - i)`, the embedding at `layer_decay
+            ** (n + 1)`, everything else at 1 (BEiT, arXiv 2106.08254). `groups.layer_depths` says which array is in which layer.
         freeze: dotted prefixes of parameters that stay as they are.
     """
 
@@ -64,7 +65,7 @@ def learning_rate(config: OptimConfig) -> optax.Schedule:
 def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransformation:
     """The optimizer of `config` for parameters with these names and shapes (`params` may be abstract).
 
-    Raises ConfigError for layer decay without `encoder.blocks`, or a `freeze` prefix that matches nothing.
+    Raises ConfigError for layer decay of an encoder without layers, or a `freeze` prefix that matches nothing.
     """
     parts = [optax.clip_by_global_norm(config.clip)] if config.clip is not None else []
     parts += [
@@ -91,36 +92,10 @@ def decay_mask(params: Any) -> Any:
 
 def multipliers(config: OptimConfig, params: Any) -> Any:
     """The factor of each parameter's learning rate; for stacked blocks a vector over depth, `(depth, 1, ...)`, float32."""
-    names = array_names(params)
-    depths = {leaf.shape[0] for name, leaf in zip(names, jax.tree.leaves(params)) if name.startswith("encoder.blocks.")}
-    if config.layer_decay != 1.0 and len(depths) != 1:
-        raise ConfigError(
-            f"layer_decay={config.layer_decay} needs parameters encoder.blocks.* stacked over one depth; found depths {sorted(depths)}"
-        )
-    lost = [prefix for prefix in config.freeze if not any(_within(name, prefix) for name in names)]
-    if lost:
-        tops = sorted({".".join(name.split(".")[:2]) for name in names})
-        raise ConfigError(f"freeze: no parameter begins with {', '.join(lost)}; there are {', '.join(tops)}")
-    depth = depths.pop() if depths else 0
-
-    def factor(name: str, leaf: Any) -> Any:
-        if any(_within(name, prefix) for prefix in config.freeze):
-            return np.float32(0)
-        if name.startswith("encoder.blocks."):
-            return (config.layer_decay ** np.arange(depth, 0, -1, dtype=np.float32)).reshape(-1, *[1] * (leaf.ndim - 1))
-        if name.startswith("encoder.") and not _FINAL_NORM.match(name):
-            return np.float32(config.layer_decay ** (depth + 1))
-        return np.float32(1)
-
-    return _by_name(params, factor)
-
-
-# The norm after the last block belongs to the head's side of the network.
-_FINAL_NORM = re.compile(r"encoder\.\w*norm\d*\.")
-
-
-def _within(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix.removesuffix(".") + ".")
+    rates = decayed_rates(params, config.layer_decay) if config.layer_decay != 1.0 else {}
+    still = jax.tree.leaves(frozen(params, config.freeze))
+    factors = [np.float32(0) if stays else rates.get(name, np.float32(1)) for name, stays in zip(array_names(params), still)]
+    return jax.tree.unflatten(jax.tree.structure(params), factors)
 
 
 def _by_name(params: Any, function: Any) -> Any:

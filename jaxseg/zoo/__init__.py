@@ -7,9 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "adapt_stems": "channels",
+    "count_flops": "cost",
+    "count_params": "cost",
     "Model": "folder",
     "load_model": "folder",
     "save_model": "folder",
+    "load_pretrained": "pretrained",
     "architecture": "registry",
     "build": "registry",
     "create_model": "registry",
@@ -17,7 +21,20 @@ _HOMES = {
     "list_models": "registry",
 }
 
-__all__ = ["Model", "architecture", "build", "create_model", "describe_models", "list_models", "load_model", "save_model"]
+__all__ = [
+    "Model",
+    "adapt_stems",
+    "architecture",
+    "build",
+    "count_flops",
+    "count_params",
+    "create_model",
+    "describe_models",
+    "list_models",
+    "load_model",
+    "load_pretrained",
+    "save_model",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,5 +44,8 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from jaxseg.zoo.channels import adapt_stems
+    from jaxseg.zoo.cost import count_flops, count_params
     from jaxseg.zoo.folder import Model, load_model, save_model
+    from jaxseg.zoo.pretrained import load_pretrained
     from jaxseg.zoo.registry import architecture, build, create_model, describe_models, list_models

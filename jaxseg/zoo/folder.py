@@ -19,13 +19,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse_arrays
-from safetensors.numpy import save as render_arrays
 
 import jaxseg
 from jaxseg.errors import CheckpointError, ConfigError, InputError
-from jaxseg.files import read_json, storage_errors, write_bytes, write_whole
+from jaxseg.files import read_json, sha256_of, storage_errors, write_whole
 from jaxseg.zoo.names import flatten_params, unflatten_params
 from jaxseg.zoo.registry import architecture, build
+from jaxseg.zoo.safetensors_file import write_safetensors
 
 CARD = "model.json"
 WEIGHTS = "weights.safetensors"
@@ -81,18 +81,17 @@ def save_model(folder: str | Path, network: nnx.Module, card: Mapping[str, Any])
     Raises ConfigError if the card does not describe this network or is not JSON, StorageError if the folder cannot be written.
     """
     folder = Path(folder)
-    arrays = {name: np.ascontiguousarray(array) for name, array in flatten_params(network).items()}
-    weights = render_arrays(arrays)
-    full = _complete(card, network) | {"weights": _describe(weights, arrays)}
-    try:
-        text = json.dumps(full, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{folder / CARD}: the card is not JSON data ({error})") from None
+    full = complete_card(card, network)
+    _as_text(folder, full)
+    arrays = flatten_params(network)
 
-    def write_both(temporary: Path) -> None:
+    def write_both(card_file: Path) -> None:
         # The card is complete on disk before the weights are replaced, and takes its name right after them.
-        temporary.write_text(text, encoding="utf-8")
-        write_bytes(folder / WEIGHTS, weights)
+        def write_weights(temporary: Path) -> None:
+            write_safetensors(temporary, arrays)
+            card_file.write_text(_as_text(folder, full | {"weights": _describe(temporary, arrays)}), encoding="utf-8")
+
+        write_whole(folder / WEIGHTS, write_weights)
 
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +139,8 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     return card
 
 
-def _complete(card: Mapping[str, Any], network: nnx.Module) -> dict[str, Any]:
+def complete_card(card: Mapping[str, Any], network: nnx.Module) -> dict[str, Any]:
+    """The card with every field that the caller did not say. ConfigError if it does not describe `network`."""
     described = architecture(network)
     if "architecture" in card and card["architecture"] != described:
         raise ConfigError(f"the card describes {card['architecture']}, but the network is {described}")
@@ -159,9 +159,16 @@ def _complete(card: Mapping[str, Any], network: nnx.Module) -> dict[str, Any]:
     return {"format": _FORMAT, "versions": versions, **_UNSTATED, **card, "architecture": described, "channels": list(channels)}
 
 
-def _describe(weights: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _describe(weights: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     parameters = sum(array.size for array in arrays.values())
-    return {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights), "parameters": parameters}
+    return {"file": WEIGHTS, "sha256": sha256_of(weights), "bytes": weights.stat().st_size, "parameters": parameters}
+
+
+def _as_text(folder: Path, card: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(card, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{folder / CARD}: the card is not JSON data ({error})") from None
 
 
 def _read_weights(path: Path, expected: str) -> bytes:

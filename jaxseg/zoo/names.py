@@ -52,7 +52,8 @@ def unflatten_params(params: Params, arrays: Mapping[str, Any], *, source: str =
         old = variable.get_value()
         parts = [np.asarray(arrays[_name(path, i)]) for i in (range(old.shape[0]) if _stacked(path) else (None,))]
         value = np.stack(parts) if _stacked(path) else parts[0]
-        filled.append((path, variable.replace(jnp.asarray(value, old.dtype))))
+        # A copy: JAX may otherwise keep the given memory, and that may be a mapped file, which somebody writes over one day.
+        filled.append((path, variable.replace(jnp.array(value, old.dtype))))
     return nnx.from_flat_state(filled)
 
 

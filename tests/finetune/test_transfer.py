@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from finetune.transfer import adapt_channels, resize_table, take_encoder
+from finetune.transfer import resize_table, take_encoder
 from jaxseg.errors import CheckpointError
-from jaxseg.models import MAE, UNETR, MAEConfig, UNETRConfig, ViTConfig
+from jaxseg.models import MAE, UNETR, MAEConfig, UNETRConfig, ViT, ViTConfig
+from jaxseg.models.resunet import ResUNet, ResUNetConfig
 from jaxseg.train import array_names
 
 ENCODER = ViTConfig(crop=(8, 8, 8), token=(4, 4, 4), width=24, depth=2, heads=2, in_channels=2)
@@ -37,27 +38,27 @@ def test_every_encoder_array_is_taken_and_nothing_else_changes():
         np.testing.assert_array_equal(array, expected, err_msg=name)
 
 
+def test_a_bare_encoder_is_taken_as_the_encoder():
+    """As the zoo's converters leave a peer's ViT."""
+    bare = nnx.state(ViT(ENCODER, rngs=nnx.Rngs(5)))
+    taken = named(take_encoder(unetr(seed=2), ENCODER, bare, ENCODER, channels="ab", source_channels="ab").params)
+    for name, array in named(bare).items():
+        np.testing.assert_array_equal(taken[f"encoder.{name}"], array, err_msg=name)
+
+
+def test_a_network_without_tokens_is_refused():
+    config = ResUNetConfig(in_channels=2, channels=(4, 8), strides=(2,), num_res_units=0)
+    source = nnx.state(ResUNet(config, rngs=nnx.Rngs(0)))
+    with pytest.raises(CheckpointError, match="(?s)does not fit.*encoder.patch.kernel"):
+        take_encoder(unetr(), ENCODER, source, config, channels="ab", source_channels="cd")
+
+
 def test_an_encoder_that_was_never_trained_gives_the_scratch_network_to_the_bit():
     """Zero pretraining steps: the arms of a comparison must be equal, so both networks draw their encoder first from the same seed."""
     scratch = named(unetr(seed=3))
     taken = named(take_encoder(unetr(seed=3), ENCODER, mae(seed=3), ENCODER, channels="ab", source_channels="ab").params)
     for name, array in taken.items():
         np.testing.assert_array_equal(array, scratch[name], err_msg=name)
-
-
-def test_one_channel_becomes_many_and_equal_channels_give_the_same_token():
-    rng = np.random.default_rng(0)
-    kernel = rng.normal(size=(64, 24)).astype(np.float32)
-    voxels = rng.normal(size=(64,)).astype(np.float32)
-    adapted = adapt_channels(kernel, ["CT"], ["T1", "T2", "PET"])
-    three_equal = np.repeat(voxels[:, None], 3, axis=1).reshape(-1)
-    np.testing.assert_allclose(three_equal @ adapted, voxels @ kernel, rtol=1e-4, atol=1e-5)
-
-
-def test_channels_are_matched_by_name_not_by_place():
-    kernel = np.arange(2 * 2 * 3, dtype=np.float32).reshape(4, 3)  # two voxels, channels (T1, T2)
-    swapped = adapt_channels(kernel, ["T1", "T2"], ["t2", "T1"]).reshape(2, 2, 3)
-    np.testing.assert_array_equal(swapped, kernel.reshape(2, 2, 3)[:, ::-1])
 
 
 def test_a_position_table_is_interpolated_and_a_constant_one_stays():

@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_the_model_that_was_there(saved, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder_module, "write_bytes", full)
+        patch.setattr(folder_module, "write_safetensors", full)
         with pytest.raises(StorageError, match="no space left"):
             save_model(saved, network(seed=1), CARD)
     assert sorted(path.name for path in saved.iterdir()) == before

@@ -1,7 +1,10 @@
 """Networks by name, and an architecture that survives JSON."""
 
+import dataclasses
 import json
 import math
+import sys
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +14,9 @@ from flax import nnx
 
 from jaxseg.errors import ConfigError
 from jaxseg.zoo import architecture, build, create_model, list_models
+from jaxseg.zoo.registry import FAMILIES, Family
 
-TINY = {"crop": 16, "token": 8, "width": 24, "depth": 2, "heads": 2}
+TINY: dict[str, Any] = {"crop": 16, "token": 8, "width": 24, "depth": 2, "heads": 2}
 
 
 def parameters(model: nnx.Module) -> int:
@@ -32,14 +36,71 @@ def test_sizes_have_the_parameters_that_they_say(size, width, depth):
     assert parameters(model) == vit_parameters(width, depth, 512 * 4)
 
 
-@pytest.mark.parametrize("name", list_models())
-def test_every_name_builds_and_survives_json(name):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_builds_and_survives_json(family):
+    name = next(iter(FAMILIES[family].names(family)))
     described = []
-    for make in (lambda: create_model(name, in_channels=2, **TINY), lambda: build(json.loads(json.dumps(described[0])))):
+    for make in (lambda: create_model(name, in_channels=2), lambda: build(json.loads(json.dumps(described[0])))):
         model = nnx.eval_shape(make)
         described.append(architecture(model))
         described.append(jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(model))))
     assert described[:2] == described[2:]
+
+
+def test_every_name_is_of_one_family_and_its_config_can_be_made():
+    names = list_models()
+    assert len(set(names)) == len(names)
+    for family, entry in FAMILIES.items():
+        for method in entry.names(family).values():
+            config = getattr(entry.config_class(), method)()
+            assert getattr(config, "encoder", config).in_channels == 1, "the default of create_model"
+
+
+@dataclasses.dataclass(frozen=True)
+class PartConfig:
+    """A part that a network may have or not."""
+
+    size: int = 1
+    steps: tuple[tuple[int, int], ...] = ((1, 2),)
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeConfig:
+    """A config of every kind of field that the registry promises to take."""
+
+    VARIANTS: ClassVar[dict[str, str]] = {"a_24": "larger", "": "plain"}
+
+    in_channels: int = 1
+    stages: tuple[tuple[int, int, int], ...] = ((1, 1, 1),)
+    part: PartConfig | None = None
+
+    @classmethod
+    def plain(cls, **changes):
+        return cls(**changes)
+
+    @classmethod
+    def larger(cls, **changes):
+        return cls(**{"part": PartConfig(size=24), **changes})
+
+
+class Whole(nnx.Module):
+    """The network of the config above."""
+
+    def __init__(self, config, *, rngs):
+        self.config = config
+
+
+def test_names_with_underscores_optional_parts_and_nested_tuples(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "whole_b", Family("whole", "Whole", "WholeConfig"))
+    monkeypatch.setitem(sys.modules, "whole", sys.modules[__name__])
+    assert list_models()[-2:] == ["whole_b_a_24", "whole_b"]
+    assert create_model("whole_b").config == WholeConfig()
+    assert create_model("whole_b_a_24", steps=[[3, 4]]).config.part == PartConfig(24, ((3, 4),))
+    assert create_model("whole_b", size=3).config.part == PartConfig(3)
+    for changes in ({}, {"size": 2, "stages": ((1, 3, 3), (2, 2, 2))}):
+        described = architecture(create_model("whole_b", **changes))
+        again = build(json.loads(json.dumps(described)))
+        assert again.config == create_model("whole_b", **changes).config and hash(again.config)
 
 
 def test_the_seed_decides_the_parameters():

@@ -91,12 +91,14 @@ class Converted:
         arrays: by the names of `zoo.names`. A file that holds only a part of the network (an encoder) gives only that part.
         missing: what of the network the file does not hold, and why, by name prefix; empty for a whole network.
         notes: facts that the user should see (token order found, norm folded, …).
+        card: fields of the model card that the layout settles, such as `axes` where they are not x, y, z.
     """
 
     config: Any
     arrays: dict[str, np.ndarray]
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    card: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The bench: jaxseg beside its peers, one process a contender. Not installed. Run: python -m bench [WORKLOAD ...]; `make bench`."""
