@@ -149,10 +149,11 @@ def test_gradients_are_those_of_the_peer_in_float64():
 
     ours = flatten_params(jax.jit(jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(image) * weight)))(params))
     assert ours.keys() == found.arrays.keys()
-    # A bias before a norm has no effect: its gradient is 0, and rounding is all that there is to compare.
-    largest = max(np.abs(found.arrays[name]).max() for name in ours)
-    worst = {n: np.abs(ours[n] - w).max() / max(np.abs(w).max(), 1e-3 * largest) for n, w in found.arrays.items()}
-    assert max(worst.values()) <= 1e-4, sorted(worst.items(), key=lambda item: -item[1])[:5]
+    # A convolution's bias before a norm has no effect: its gradient is 0, and rounding is all that there is to compare.
+    compared = {name: wanted for name, wanted in found.arrays.items() if not name.endswith("conv.bias")}
+    largest = max(np.abs(wanted).max() for wanted in compared.values())
+    worst = {n: np.abs(ours[n] - w).max() / max(np.abs(w).max(), 1e-3 * largest) for n, w in compared.items()}
+    assert max(worst.values()) <= 5e-5, sorted(worst.items(), key=lambda item: -item[1])[:5]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def features(golden, order):
     )
     assert any(("exchanged" if order == "hwd" else "our order") in note for note in found.notes)
     image = golden.make_image(square_case(golden))
-    return np.asarray(nnx.jit(lambda net, x: net.features(x)[0])(network(Primus, found), image))
+    return np.asarray(nnx.jit(lambda net, x: net.features(x)[-1])(network(Primus, found), image))
 
 
 def peers_features(golden, order):
@@ -87,7 +87,7 @@ def test_table_and_angles_both_need_the_exchange(golden):
     exchanged, naive = (convert_primus(Source(state, "Primus"), Settings(settings | {"token_order": order})) for order in ("hwd", "whd"))
     table = "encoder.positions.table"
     naive.arrays[table] = exchanged.arrays[table]
-    half = np.asarray(network(Primus, naive).features(golden.make_image(square_case(golden)))[0])
+    half = np.asarray(network(Primus, naive).features(golden.make_image(square_case(golden)))[-1])
     assert np.abs(half - wanted).max() > 0.01 * np.ptp(wanted)
 
 
