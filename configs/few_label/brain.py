@@ -1,7 +1,8 @@
-"""N = 1 and 5 labelled brains, two draws each, pretrained against scratch at equal steps (configs/pretrain/brain_mae.py, configs/finetune/brain.py).
+"""N = 1 to all 120 labelled brains, five draws: pretrained and frozen against scratch (configs/pretrain/brain_mae.py, configs/finetune/brain.py).
 
 python -m finetune.few_label brain --scans IXI --store runs/brain/store --pretrained runs/brain/mae --out runs/brain/few_label
 
+fills in the whole grid, and goes on where it was stopped. On two cores, the cells that matter most: --cells "N=1,5 draws=0,1 arms=scratch,pretrained".
 Cost and score: docs/results.md, "Brain".
 """
 
@@ -13,8 +14,8 @@ from jaxseg.config import load_config
 
 config = FewLabelConfig(
     split=str(Path(__file__).resolve().parents[1] / "splits" / "brain.json"),
-    labels=(1, 5),
-    draws=(0, 1),
+    labels=(1, 2, 5, 10, 20, "all"),
+    arms=("scratch", "pretrained", "frozen", "scratch_x4"),
     overlap=0.25,
     finetune=load_config("brain", "finetune", FinetuneConfig),
 )

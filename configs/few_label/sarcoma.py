@@ -1,7 +1,8 @@
-"""N = 5 and 10 labelled sarcomas, two draws each, pretrained against scratch at equal steps (configs/pretrain/sarcoma_mae.py, configs/finetune/sarcoma.py).
+"""N = 1 to all 20 labelled sarcomas, five draws: pretrained and frozen against scratch (configs/pretrain/sarcoma_mae.py, configs/finetune/sarcoma.py).
 
 python -m finetune.few_label sarcoma --scans SARCOMA --store runs/sarcoma/store --pretrained runs/sarcoma/mae --out runs/sarcoma/few_label
 
+fills in the whole grid, and goes on where it was stopped. On two cores, the cells that matter most: --cells "N=1,5 draws=0,1 arms=scratch,pretrained".
 Cost and score: docs/results.md, "Sarcoma".
 """
 
@@ -13,8 +14,8 @@ from jaxseg.config import load_config
 
 config = FewLabelConfig(
     split=str(Path(__file__).resolve().parents[1] / "splits" / "sarcoma.json"),
-    labels=(5, 10),
-    draws=(0, 1),
+    labels=(1, 2, 5, 10, "all"),
+    arms=("scratch", "pretrained", "frozen", "scratch_x4"),
     overlap=0.25,
     finetune=load_config("sarcoma", "finetune", FinetuneConfig),
 )

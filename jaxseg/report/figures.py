@@ -102,6 +102,37 @@ def score_figure(
     return _png(figure)
 
 
+def learning_curve_figure(
+    curves: Mapping[str, Sequence[tuple[float, float, float, float]]], *, floor: Sequence[tuple[float, float]] = (), ylabel: str = "Dice"
+) -> bytes:
+    """Scores against the number of labelled cases, on a logarithmic axis, a line an arm.
+
+    Args:
+        curves: arm → (labels, mean, low, high), by increasing number of labels; arms without a point are left out.
+        floor: (labels, score) of a predictor that never looks at the image, dashed.
+    """
+    figure = Figure(figsize=(7.2, 4.4), dpi=110)
+    axes = figure.add_subplot()
+    shown = {arm: points for arm, points in curves.items() if points}
+    for place, (arm, points) in enumerate(shown.items()):
+        labels, means, lows, highs = np.array(points).T
+        colour, marker = COLOURS[place % len(COLOURS)], "osD^v"[place // len(COLOURS) % 5]
+        # A little beside each other, or bars would hide bars.
+        labels = labels * 1.03 ** (place - (len(shown) - 1) / 2)
+        axes.errorbar(labels, means, yerr=[means - lows, highs - means], color=colour, marker=marker, capsize=3, linewidth=1.6, label=arm)
+    if floor:
+        axes.plot(*zip(*floor), color="0.5", linestyle="--", marker=".", label="position only")
+    ticks = sorted({point[0] for points in (*shown.values(), floor) for point in points})
+    if ticks:
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.legend(frameon=False, fontsize=9)
+    _plain(axes, "labelled cases", ylabel)
+    figure.tight_layout()
+    return _png(figure)
+
+
 def _centre(shape: Sequence[int], masks: Mapping[str, Integer[np.ndarray, "x y z"]]) -> tuple[int, int, int]:
     """The voxel where the first mask that is not empty has its largest slice along each axis; the middle of the scan without any."""
     for mask in masks.values():

@@ -1,14 +1,281 @@
-"""The few-label study from the command line: its configs are found, and what is missing is said."""
+"""The few-label study: nested subsets that anybody can make again, cells that are filled in, kept and reported, and what is said of them."""
 
+import dataclasses
+import json
+import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from finetune.config import FinetuneConfig
+from finetune.few_label import FewLabelConfig
+from finetune.few_label.arms import arms_of, settings_of
+from finetune.few_label.cells import choose_cells, grid_of
+from finetune.few_label.study import run_study
+from finetune.few_label.subsets import make_split
+from jaxseg.data.augment import Augment
+from jaxseg.errors import ConfigError, Preempted, TrainingError
+from jaxseg.files import read_json
+from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
+from jaxseg.prepare import prepare_folder
+from jaxseg.train import LoopConfig, OptimConfig, QuietProgress
+from pretrain.config import PretrainConfig
+from pretrain.train import pretrain
+from tests.tiny_store import write_scans
+
+SPLITS = Path(__file__).resolve().parents[2] / "configs" / "splits"
+ENCODER = ViTConfig(crop=(8, 8, 8), token=(4, 4, 4), width=24, depth=2, heads=2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data set of a third kind: `images/ID.nii.gz` and `labels/ID.nii.gz`, eight cases of one channel, prepared."""
+    folder = tmp_path_factory.mktemp("few_label")
+    for case in sorted(write_scans(folder / "made", 8, channels=("T1",)).iterdir()):
+        for name, kind in (("T1", "images"), ("seg", "labels")):
+            (folder / "scans" / kind).mkdir(parents=True, exist_ok=True)
+            (case / f"{name}.nii.gz").rename(folder / "scans" / kind / f"{case.name}.nii.gz")
+    prepare_folder(folder / "scans", folder / "store")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def untrained(data):
+    """A pretraining of no steps on two of the cases."""
+    model = MAEConfig(encoder=ENCODER, decoder_width=12, decoder_depth=1, decoder_heads=1)
+    (data / "pool.json").write_text(json.dumps(make_split({f"case_{n}": f"case_{n}" for n in range(8)}, test=3, seed=1)))
+    settings = PretrainConfig(
+        store=str(data / "store"),
+        out=str(data / "untrained"),
+        split=f"{data / 'pool.json'}:pretrain",
+        model=model,
+        batch=8,
+        optim=OptimConfig(warmup=0),
+        loop=LoopConfig(steps=0),
+    )
+    return pretrain(settings, progress=QuietProgress())
+
+
+def study(data, out, **changes):
+    base = FewLabelConfig(
+        scans=str(data / "scans"),
+        store=str(data / "store"),
+        out=str(out),
+        labels=(1, 2),
+        draws=(0, 1),
+        arms=("scratch", "scratch_x4"),
+        test_cases=3,
+        split_seed=1,
+        allow_overlap=True,  # the balls are as like as copies
+        finetune=FinetuneConfig(
+            model=UNETRConfig(encoder=ENCODER, feature=4, stride=2),
+            batch=8,
+            augment=Augment.none(),
+            optim=OptimConfig(lr=1e-2, warmup=1, weight_decay=0.0),
+            loop=LoopConfig(steps=2, save_every=0),
+        ),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+class Pretended:
+    """In the place of training: Dice 0.5 with one label and 0.1 more with each doubling; four times the steps are worth a doubling."""
+
+    def __init__(self, fail=(), stop_at=None):
+        self.fail, self.stop_at, self.calls = fail, stop_at, []
+
+    def __call__(self, settings, names, tests, recipe, *, overlap):
+        if len(self.calls) == self.stop_at:
+            raise Preempted("told to stop")
+        self.calls.append((Path(settings.out).relative_to(Path(settings.out).parents[1]).as_posix(), names))
+        if any(part in settings.out for part in self.fail):
+            raise TrainingError("the loss stayed non-finite")
+        dice = 0.5 + 0.1 * math.log2(len(names)) + 0.1 * (settings.loop.steps == 8)
+        budget = {"steps": settings.loop.steps, "crops": 8 * settings.loop.steps, "seconds": 1.5, "parameters": 9, "trained_parameters": 9}
+        return {
+            "dice": dice,
+            "per_case": {case.id: dice + 0.01 * place for place, case in enumerate(tests)},
+            "budget": {**budget, "flops": 10**12},
+        }
 
 
 @pytest.mark.parametrize("name", ["brain", "sarcoma"])
 def test_a_shipped_study_says_what_it_still_needs(name):
     done = subprocess.run([sys.executable, "-m", "finetune.few_label", name], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "needs --scans, --store, --pretrained, --out" in done.stderr
+    assert "needs --scans, --store, --out, --pretrained" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_line_takes_a_config_file_and_prints_the_table(data, tmp_path):
+    """With no minutes nothing is measured, and everything says so."""
+    (tmp_path / "third.py").write_text(
+        "from finetune.few_label import FewLabelConfig\n"
+        f"config = FewLabelConfig(scans={str(data / 'scans')!r}, store={str(data / 'store')!r}, test_cases=3, allow_overlap=True)\n"
+    )
+    given = ["--out", str(tmp_path / "out"), "--labels", "1", "all", "--draws", "0", "--arms", "scratch", "resenc", "--max-minutes", "0"]
+    command = [sys.executable, "-m", "finetune.few_label", str(tmp_path / "third.py"), *given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "| N = 1 | N = all |" in done.stdout and "not measured" in done.stdout and "index.html" in done.stdout
+    assert [cell["labels"] for cell in read_json(tmp_path / "out" / "results.json")["cells"]] == [1, 1, "all", "all"]
+
+
+@pytest.mark.parametrize("name", ["brain", "sarcoma"])
+def test_anybody_can_make_the_shipped_splits_again(name):
+    shipped = read_json(SPLITS / f"{name}.json")
+    cases = [*shipped["pretrain"], *shipped["test"]]
+    made = make_split({case: case for case in cases}, test=len(shipped["test"]), seed=2026)
+    assert made["test"] == sorted(shipped["test"])
+    assert made["pretrain"] == sorted(shipped["pretrain"])
+    assert [draw[: len(kept)] for draw, kept in zip(made["draws"], shipped["draws"])] == shipped["draws"]
+
+
+def test_all_cases_of_a_patient_are_on_one_side_and_a_split_depends_on_seed_and_names_alone():
+    patients = {f"{owner}_{visit}": owner for owner in "abcdef" for visit in range(2)}
+    split = make_split(patients, test=3, seed=5)
+    assert len(split["test"]) == 4  # a whole patient more than asked for
+    assert not {patients[name] for name in split["test"]} & {patients[name] for name in split["pretrain"]}
+    assert make_split(dict(reversed(patients.items())), test=3, seed=5) == split
+    assert make_split(patients, test=3, seed=6) != split
+    with pytest.raises(ConfigError, match="must leave cases"):
+        make_split(patients, test=12, seed=5)
+
+
+def test_arms_differ_in_what_they_say_and_in_nothing_else():
+    arms = {arm.name: arm for arm in arms_of(("scratch", "pretrained", "frozen", "scratch_x4"), ("mae=a/b", "ijepa=c"))}
+    assert list(arms) == ["scratch", "pretrained_mae", "pretrained_ijepa", "frozen_mae", "frozen_ijepa", "scratch_x4"]
+    base = FinetuneConfig(keep="best", seed=3)
+    made = {name: settings_of(arm, base, labels=10, seed=1, spacing=(1, 1, 1)) for name, arm in arms.items()}
+    assert dataclasses.replace(made["pretrained_mae"], init="") == made["scratch"]
+    assert made["pretrained_mae"].init == "a/b"
+    assert made["frozen_ijepa"].optim.freeze == ("encoder",)
+    assert made["scratch_x4"].loop.steps == 4 * base.loop.steps
+    assert (made["scratch"].keep, made["scratch"].seed) == ("best", 4)
+    assert settings_of(arms["scratch"], base, labels=5, seed=0, spacing=(1, 1, 1)).keep == "last"  # no peeking with few labels
+    with pytest.raises(ConfigError, match="needs --pretrained"):
+        arms_of(("frozen",), ())
+    with pytest.raises(ConfigError, match="one name"):
+        arms_of(("pretrained",), ("a", "b"))
+
+
+def test_cells_are_chosen_by_axis():
+    cells = grid_of(arms_of(("scratch", "scratch_x4"), ()), (1, 5, "all"), (0, 1), (0,))
+    assert [cell.name for cell in choose_cells(cells, "N=5,all draws=1 arms=scratch")] == [
+        "scratch/n005-draw1-seed0",
+        "scratch/nall-draw1-seed0",
+    ]
+    assert choose_cells(cells, "") == cells
+    for wrong, said in (("N=7", "no N=7"), ("n=1", "cannot read 'n=1'"), ("N", "cannot read 'N'")):
+        with pytest.raises(ConfigError, match=said):
+            choose_cells(cells, wrong)
+
+
+def test_a_study_that_was_stopped_goes_on_and_measures_no_cell_twice(data, tmp_path):
+    first, second = Pretended(stop_at=3), Pretended()
+    with pytest.raises(Preempted):
+        run_study(study(data, tmp_path), measure=first)
+    assert sum(cell["status"] == "done" for cell in read_json(tmp_path / "results.json")["cells"]) == 3
+    content = run_study(study(data, tmp_path), measure=second).content
+    assert len(first.calls) == 3 and len(second.calls) == 5
+    assert len({name for name, _ in first.calls + second.calls}) == 8
+    assert all(cell["status"] == "done" for cell in content["cells"])
+    names = dict(first.calls + second.calls)
+    for draw in range(2):
+        one, two = (names[f"scratch/n00{count}-draw{draw}-seed0"] for count in (1, 2))
+        assert two[:1] == one
+        assert names[f"scratch_x4/n001-draw{draw}-seed0"] == one
+    assert not set(read_json(tmp_path / "split.json")["test"]) & {name for used in names.values() for name in used}
+
+
+def test_results_say_what_the_scores_are_worth(data, tmp_path):
+    content = run_study(study(data, tmp_path), measure=Pretended()).content
+    assert read_json(tmp_path / "results.json") == content
+    curve = content["curves"]["scratch"]
+    assert [(point["labels"], point["number"], point["runs"], point["cases"]) for point in curve] == [(1, 1, 2, 3), (2, 2, 2, 3)]
+    assert [point["mean"] for point in curve] == pytest.approx([0.51, 0.61])
+    for row in content["comparisons"]:
+        assert (row["mean"], row["low"], row["high"]) == pytest.approx((0.1, 0.1, 0.1))
+        assert row["p_holm"] == pytest.approx(min(1.0, 2 * row["p"]))
+    at_one, at_two = content["equivalence"]
+    assert (at_one["scratch_labels"], at_one["factor"], at_one["bound"]) == (pytest.approx(2), pytest.approx(2), "")
+    assert (at_two["bound"], at_two["scratch_labels"], at_two["high"]) == (">", 2, None)
+    assert all(0 < floor["dice"] < 1 for floor in content["floors"])
+    page, table = (tmp_path / "index.html").read_text(), (tmp_path / "table.md").read_text()
+    assert "data:image/png;base64" in page and "position-only floor" in table and "> 2" in table
+    assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_cell_that_fails_is_reported_and_the_others_go_on(data, tmp_path):
+    failing = Pretended(fail=("scratch/n002-draw1",))
+    content = run_study(study(data, tmp_path), measure=failing).content
+    assert len(failing.calls) == 8
+    (failure,) = content["failures"]
+    assert (failure["arm"], failure["labels"], failure["draw"]) == ("scratch", 2, 1)
+    assert "non-finite" in failure["reason"] and "non-finite" in (tmp_path / "index.html").read_text()
+    assert "1 failed" in (tmp_path / "table.md").read_text()
+    assert [row["runs"] for row in content["comparisons"]] == [2, 1]  # only pairs that both have
+    kept, again = Pretended(), Pretended()
+    run_study(study(data, tmp_path), measure=kept)
+    assert kept.calls == []
+    assert run_study(study(data, tmp_path, retry_failed=True), measure=again).content["failures"] == []
+    assert len(again.calls) == 1
+
+
+def test_what_is_not_asked_for_or_has_no_time_is_not_measured(data, tmp_path):
+    some = Pretended()
+    content = run_study(study(data, tmp_path, cells="N=1 arms=scratch draws=1"), measure=some).content
+    assert [name for name, _ in some.calls] == ["scratch/n001-draw1-seed0"]
+    assert sum(cell["status"] == "not measured" for cell in content["cells"]) == 7
+    assert content["comparisons"] == content["equivalence"] == []
+    assert "not measured" in (tmp_path / "table.md").read_text()
+    none = Pretended()
+    run_study(study(data, tmp_path, max_minutes=0.0), measure=none)
+    assert none.calls == []
+
+
+def test_cells_of_other_settings_are_never_mixed(data, tmp_path):
+    run_study(study(data, tmp_path, cells="N=1 draws=0 arms=scratch"), measure=Pretended())
+    changed = dataclasses.replace(study(data, tmp_path).finetune, batch=16)
+    with pytest.raises(ConfigError, match=r"measured with other settings \(batch\)"):
+        run_study(study(data, tmp_path, finetune=changed), measure=Pretended())
+
+
+def test_a_labelled_test_case_is_refused(data, tmp_path):
+    split = {"pretrain": ["case_0"], "test": ["case_0"], "draws": [["case_0"], ["case_0"]]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    with pytest.raises(ConfigError, match="test cases: case_0"):
+        run_study(study(data, tmp_path / "out", split=str(tmp_path / "split.json"), labels=("all",)), measure=Pretended())
+
+
+def test_a_pretraining_that_saw_test_cases_is_refused(data, untrained, tmp_path):
+    split = {"pretrain": ["case_0"], "test": read_json(data / "pool.json")["pretrain"][:1], "draws": [["case_0"]]}
+    split["pretrain"] = split["draws"][0] = [name for name in read_json(data / "pool.json")["test"]][:1]
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    config = study(data, tmp_path / "out", split=str(tmp_path / "split.json"), labels=(1,), draws=(0,), arms=("pretrained",))
+    with pytest.raises(ConfigError, match="alike|has seen"):
+        run_study(dataclasses.replace(config, pretrained=(str(untrained.parent),), allow_overlap=False), measure=Pretended())
+
+
+@pytest.mark.slow
+def test_zero_pretraining_steps_give_equal_cells_and_a_frozen_encoder_trains_less(data, untrained, tmp_path):
+    """The whole way: three arms trained for two steps, segmented, scored."""
+    config = study(data, tmp_path, pretrained=(str(untrained),), labels=(2,), draws=(0,), arms=("scratch", "pretrained", "frozen"))
+    content = run_study(config).content
+    scratch, pretrained, frozen = content["cells"]
+    assert [cell["status"] for cell in content["cells"]] == ["done"] * 3
+    assert pretrained["per_case"] == scratch["per_case"]
+    assert content["comparisons"][0]["mean"] == 0 and content["comparisons"][0]["p"] == 1
+    assert frozen["budget"]["trained_parameters"] < frozen["budget"]["parameters"] == scratch["budget"]["parameters"]
+    assert scratch["budget"]["crops"] == 16 and scratch["budget"]["flops"] > 0 and scratch["left_out"] == []
+
+
+@pytest.mark.slow
+def test_a_planned_unet_is_an_arm_like_any_other(data, tmp_path):
+    config = study(data, tmp_path, labels=(2,), draws=(0,), arms=("resenc",))
+    short = dataclasses.replace(config.finetune, loop=LoopConfig(steps=1, save_every=0))
+    (cell,) = run_study(dataclasses.replace(config, finetune=short)).content["cells"]
+    assert cell["status"] == "done" and set(cell["per_case"]) == set(read_json(tmp_path / "split.json")["test"])
+    assert read_json(tmp_path / "cells" / cell["arm"] / "n002-draw0-seed0" / "model" / "model.json")["architecture"]["name"] == "unet"

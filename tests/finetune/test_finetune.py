@@ -106,7 +106,9 @@ def test_the_best_checkpoint_is_kept_when_asked_for(store, tmp_path):
     log = [line["evaluation"]["dice"] for line in read_log(tmp_path / "run" / "log.jsonl") if "evaluation" in line]
     assert len(log) == 6
     graph, params = nnx.split(model.network)
-    watched = watch(graph, open_store(store), ("case_3",), Classes.of(open_store(store).recipe), settings_model(settings, store))
+    watched = watch(
+        graph, open_store(store), ("case_3",), Classes.of(open_store(store).recipe), settings_model(settings, store).encoder.crop
+    )
     again = watched(TrainState.create(params, make_optimizer(settings.optim, params)))
     assert again["dice"] == pytest.approx(max(log), abs=1e-6)
 

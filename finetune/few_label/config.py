@@ -1,0 +1,52 @@
+"""The settings of a few-label study. Built by the files in `configs/few_label`, overridden on the command line."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from finetune.config import FinetuneConfig
+
+Labels = int | Literal["all"]
+ArmKind = Literal["scratch", "pretrained", "frozen", "scratch_x4", "resenc"]
+
+
+@dataclass(frozen=True)
+class FewLabelConfig:
+    """A study: a grid of cells (arm, N labelled cases, draw, seed), each a fine-tuning run scored on one test set.
+
+    Attributes:
+        scans: folder of the scans with their labels, in any layout that `jaxseg prepare` knows.
+        store: the same scans, prepared.
+        split: JSON file with "pretrain" (the pool), "test" and "draws" (lists, of which the first N are labelled); "" makes `OUT/split.json`.
+        pretrained: model or run folders of pretrainings: FOLDER, or NAME=FOLDER where there are several (arms `pretrained_NAME`).
+        out: where the cells, `results.json` and the report go.
+        label_name: which file of a case is its label, where names do not say.
+        labels: N of the grid; "all" is the whole pool.
+        draws, seeds: numbers of the draws and of the training seeds, apart from each other: seed s trains with `finetune.seed + s`.
+        arms: what is compared, see `arms.settings_of`.
+        test_cases, split_seed: of a split that is made: how many cases (or more, to keep patients whole) are held out, and its seed.
+        allow_overlap: go on where test cases were seen in pretraining, or look like labelled ones.
+        overlap: of the windows when the test cases are segmented.
+        cells: fill in only these now: "N=1,5 draws=0,1 seeds=0 arms=scratch,pretrained"; "" for all. The others stay as they are.
+        max_minutes: begin no cell after so many minutes.
+        retry_failed: try failed cells again.
+        finetune: settings of every cell; store, out, init, split, labels and seed are filled in.
+    """
+
+    scans: str = ""
+    store: str = ""
+    split: str = ""
+    pretrained: tuple[str, ...] = ()
+    out: str = ""
+    label_name: str | None = None
+    labels: tuple[Labels, ...] = (1, 2, 5, 10, 20, "all")
+    draws: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (0,)
+    arms: tuple[ArmKind, ...] = ("pretrained", "scratch", "scratch_x4")
+    test_cases: int = 0
+    split_seed: int = 2026
+    allow_overlap: bool = False
+    overlap: float = 0.5
+    cells: str = ""
+    max_minutes: float | None = None
+    retry_failed: bool = False
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)

@@ -1,0 +1,78 @@
+"""One cell of a few-label study: train, segment the test cases, score them, and what that cost. Called by `study`."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from finetune.config import FinetuneConfig
+from finetune.train import finetune
+from jaxseg.data.cases import Case
+from jaxseg.data.recipe import Recipe
+from jaxseg.evaluate import evaluate_cases, structures_of
+from jaxseg.infer.folder import segment_cases
+from jaxseg.train.groups import frozen
+from jaxseg.train.log import read_log
+from jaxseg.zoo import load_model
+from jaxseg.zoo.cost import count_flops, count_params
+
+PASSES = 3  # a step costs about three forward passes: one forward, two back
+
+
+def measure(settings: FinetuneConfig, names: tuple[str, ...], tests: Sequence[Case], recipe: Recipe, *, overlap: float) -> dict[str, Any]:
+    """Scores of a fine-tuning on the scans' own grids, and its budget.
+
+    Args:
+        settings: the run; what is there already of it in `settings.out` is gone on with.
+        names: the cases to train on.
+        tests: the cases to score, each with its label.
+        recipe: of the store, which says what is scored.
+        overlap: of the windows.
+
+    Returns:
+        `dice` (mean over cases of the mean over labels), `low`, `high` (95 % bootstrap over cases), `per_case`; `left_out` (test cases that could not
+        be segmented, which count as 0, with the reason); `budget`; `curve` of the loss and `monitored` Dice, as (step, value).
+    """
+    out = Path(settings.out)
+    model = load_model(finetune(settings, names=names))
+    left_out = segment_cases(model, tests, out / "predictions", overlap=overlap, allow_missing=True)
+    pairs = {case.id: (_made(out, case), case.label) for case in tests if case.label is not None}
+    summary = evaluate_cases(pairs, out / "evaluation", **structures_of(recipe))
+    log = read_log(out / "log.jsonl")
+    return {
+        **{key: summary[key] for key in ("dice", "low", "high", "per_case")},
+        "left_out": [{"case": case, "reason": reason} for case, reason in left_out],
+        "budget": budget_of(
+            settings, model.network, model.card["crop"], seconds=max((line.get("seconds", 0.0) for line in log), default=0.0)
+        ),
+        "curve": [[line["step"], line["loss"]] for line in log if "loss" in line],
+        "monitored": [[line["step"], line["evaluation"]["dice"]] for line in log if "evaluation" in line],
+    }
+
+
+def budget_of(settings: FinetuneConfig, network: nnx.Module, crop: Sequence[int], *, seconds: float) -> dict[str, Any]:
+    """What a run was given: steps, crops, seconds of training, parameters (and those that were trained), floating-point operations in all.
+
+    A frozen encoder's parameters are not trained, but its backward pass is computed all the same, so its operations count.
+    """
+    params = nnx.state(network, nnx.Param)
+    still = jax.tree.leaves(frozen(params, settings.optim.freeze))
+    trained = sum(math.prod(leaf.shape) for leaf, stays in zip(jax.tree.leaves(params), still) if not stays)
+    crops = settings.loop.steps * settings.batch
+    x, y, z = crop
+    return {
+        "steps": settings.loop.steps,
+        "crops": crops,
+        "seconds": round(seconds, 1),
+        "parameters": count_params(network),
+        "trained_parameters": trained,
+        "flops": PASSES * crops * count_flops(network, (x, y, z)),
+    }
+
+
+def _made(out: Path, case: Case) -> Path | None:
+    path = out / "predictions" / f"{case.id}.nii.gz"
+    return path if path.is_file() else None

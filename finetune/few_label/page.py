@@ -1,0 +1,143 @@
+"""The report of a few-label study: a learning-curve figure, a table in Markdown, and one page that holds all. Called by `study`."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.few_label.arms import ABOUT
+from finetune.few_label.cells import DONE, FAILED, NOT_MEASURED
+from jaxseg.files import write_bytes, write_text
+from jaxseg.report.figures import learning_curve_figure
+from jaxseg.report.page import Figure, Section, Table, Text, write_page
+
+LEAD = (
+    "Mean Dice over the test cases, then over draws of labelled cases, with the 95 % bootstrap interval over both. All arms share the test cases, "
+    "the subsets, the crops a step and the augmentation; where steps, parameters or compute differ, the budget table says so."
+)
+
+
+def write_report(out: Path, results: dict[str, Any]) -> None:
+    """Write `learning_curve.png`, `table.md` and `index.html` from what `results.json` holds."""
+    figure = learning_curve_figure(_lines(results), floor=_floor_line(results))
+    write_bytes(out / "learning_curve.png", figure)
+    tables = [_scores(results), _comparisons(results), _equivalence(results), _budgets(results)]
+    write_text(out / "table.md", "\n".join(_markdown(table) for table in tables if table.rows))
+    alt = "Dice against the number of labelled cases, one line an arm"
+    sections = [
+        Section(
+            "Learning curves", [Figure(figure, alt, "Bars: 95 % intervals. Dashed: a predictor that never looks at the image."), tables[0]]
+        ),
+        Section("Against scratch", [*tables[1:3]] if tables[1].rows else [Text("No arm has been measured beside scratch yet.")]),
+        Section("Budgets", [tables[3]]),
+        Section("Failures", [_failures(results)] if results["failures"] else [Text("No cell failed.")]),
+        Section("Test set", [Text(_audit(results))]),
+    ]
+    done, cells = sum(cell["status"] == DONE for cell in results["cells"]), len(results["cells"])
+    write_page(out / "index.html", "Few labels", f"{LEAD} {done} of {cells} cells are measured.", sections)
+
+
+def _lines(results: dict[str, Any]) -> dict[str, list[tuple[float, float, float, float]]]:
+    return {
+        arm: [(point["number"], point["mean"], point["low"], point["high"]) for point in sorted(points, key=lambda point: point["number"])]
+        for arm, points in results["curves"].items()
+    }
+
+
+def _floor_line(results: dict[str, Any]) -> list[tuple[float, float]]:
+    numbers = {point["labels"]: point["number"] for points in results["curves"].values() for point in points}
+    return sorted((number, dice) for count, number in numbers.items() if (dice := _floor(results, count)) is not None)
+
+
+def _floor(results: dict[str, Any], count: Any) -> float | None:
+    found = [floor["dice"] for floor in results["floors"] if floor["labels"] == count]
+    return statistics.mean(found) if found else None
+
+
+def _scores(results: dict[str, Any]) -> Table:
+    counts = results["config"]["labels"]
+    rows = [[f"{arm['name']}: {ABOUT[arm['kind']]}", *[_score(results, arm["name"], count) for count in counts]] for arm in results["arms"]]
+    floors = [_floor(results, count) for count in counts]
+    rows.append(["position-only floor", *["" if floor is None else f"{floor:.3f}" for floor in floors]])
+    return Table(["arm", *[f"N = {count}" for count in counts]], rows, "Dice [95 % interval], number of draws × seeds")
+
+
+def _score(results: dict[str, Any], arm: str, count: Any) -> str:
+    cells = [cell for cell in results["cells"] if (cell["arm"], cell["labels"]) == (arm, count)]
+    failed = sum(cell["status"] == FAILED for cell in cells)
+    said = f"; {failed} failed" if failed else ""
+    point = next((point for point in results["curves"][arm] if point["labels"] == count), None)
+    if point is None:
+        return f"all {failed} failed" if failed == len(cells) else f"{NOT_MEASURED}{said}"
+    missing = sum(cell["status"] == NOT_MEASURED for cell in cells)
+    said += f"; {missing} {NOT_MEASURED}" if missing else ""
+    return f"{_interval(point)}, {point['runs']}{said}"
+
+
+def _interval(values: dict[str, Any], sign: str = "") -> str:
+    return f"{values['mean']:{sign}.3f} [{values['low']:{sign}.3f}, {values['high']:{sign}.3f}]"
+
+
+def _comparisons(results: dict[str, Any]) -> Table:
+    rows = [
+        [row["arm"], str(row["labels"]), _interval(row, "+"), f"{row['p']:.2g}", f"{row['p_holm']:.2g}", str(row["runs"])]
+        for row in results["comparisons"]
+    ]
+    caption = "Arm minus scratch on the same cases, draws and seeds. p: Wilcoxon's signed-rank test over cases; Holm's correction over this table."
+    return Table(["arm", "N", "difference [95 % interval]", "p", "p (Holm)", "pairs of runs"], rows, caption)
+
+
+def _equivalence(results: dict[str, Any]) -> Table:
+    rows = [
+        [row["arm"], str(row["labels"]), f"{row['bound']} {row['scratch_labels']:.3g}".strip(), _factor(row), _ends(row)]
+        for row in results["equivalence"]
+    ]
+    caption = 'Label equivalence: how many labels scratch needs for the same Dice. ">" is beyond the most that scratch was given, "<" below the fewest.'
+    return Table(["arm", "N", "scratch needs", "factor", "95 % interval"], rows, caption)
+
+
+def _factor(row: dict[str, Any]) -> str:
+    return f"{row['bound']} {row['factor']:.2f}".strip()
+
+
+def _ends(row: dict[str, Any]) -> str:
+    most = f"> {row['most'] / row['scratch_labels'] * row['factor']:.2f}"
+    return " to ".join(most if end is None else f"{end:.2f}" for end in (row["low"], row["high"]))
+
+
+def _budgets(results: dict[str, Any]) -> Table:
+    rows = []
+    for arm in results["arms"]:
+        budgets = [cell["budget"] for cell in results["cells"] if cell["arm"] == arm["name"] and cell["status"] == DONE]
+        if budgets:
+            seconds = statistics.mean(budget["seconds"] for budget in budgets)
+            first = budgets[0]
+            millions = f"{first['parameters'] / 1e6:.2f} ({first['trained_parameters'] / 1e6:.2f})"
+            rows.append([arm["name"], str(first["steps"]), str(first["crops"]), f"{seconds:.0f}", millions, f"{first['flops'] / 1e12:.3g}"])
+    head = ["arm", "steps", "crops", "seconds", "million parameters (trained)", "TFLOP"]
+    return Table(
+        head, rows, "Fine-tuning of one cell; the pretraining comes on top. Seconds: the mean, on the machines that ran the cells."
+    )
+
+
+def _failures(results: dict[str, Any]) -> Table:
+    rows = [[cell["arm"], str(cell["labels"]), str(cell["draw"]), str(cell["seed"]), cell["reason"]] for cell in results["failures"]]
+    return Table(["arm", "N", "draw", "seed", "reason"], rows)
+
+
+def _audit(results: dict[str, Any]) -> str:
+    parts = [
+        f"{name}: {counts['pretrain']} scans against {counts['test']} test cases, {counts['same content']} of equal content, "
+        f"{counts['near copy']} near copies, {counts['same patient']} of the same patient."
+        for name, counts in results["audit"].items()
+        if isinstance(counts, dict)
+    ]
+    allowed = " Overlap was allowed." if results["audit"]["allow_overlap"] else ""
+    return " ".join(["Leakage audit.", *parts]) + allowed + f" Split: SHA-256 {results['split']['sha256'][:16]}."
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+    return f"{table.caption}\n\n" + line(table.head) + line(["---"] * len(table.head)) + "".join(line(row) for row in table.rows)

@@ -1,0 +1,144 @@
+"""`results.json` of a few-label study: learning curves, comparisons and label equivalence, out of the cells measured so far. Called by `study`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from finetune.few_label.arms import Arm
+from finetune.few_label.cells import DONE, FAILED
+from finetune.few_label.config import FewLabelConfig, Labels
+from jaxseg import __version__
+from jaxseg.config import as_json
+from jaxseg.files import sha256_of
+from jaxseg.metrics import wilcoxon
+from jaxseg.metrics.label_efficiency import hierarchical_interval, holm, label_equivalence
+
+VERSION = 1  # of results.json
+BASELINE = "scratch"
+Runs = Mapping[tuple[int, int], Float[np.ndarray, "cases"]]
+"""(draw, seed) → Dice of every test case"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same in all cells: the settings, the arms, the split file, what the leakage audit counted, the position-only floors."""
+
+    config: FewLabelConfig
+    arms: tuple[Arm, ...]
+    split: str
+    audits: dict[str, Any]
+    floors: list[dict[str, Any]]
+
+
+def summarise(plan: Plan, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What `results.json` holds.
+
+    `cells`: each with arm, labels, draw, seed, status and, if done, its scores and budget. `curves`: arm → a point for each N with a cell
+    that is done: mean over cases, then draws, and its 95 % interval over (draw, case). `comparisons`: every arm minus scratch at each N, over the
+    (draw, seed) that both have: mean and interval, p of Wilcoxon's test over cases (of their means over draws), `p_holm` over all comparisons.
+    `equivalence`: labels that scratch would need for the arm's Dice. `failures`: cells that failed. `floors`: Dice without looking at the image.
+    """
+    runs: dict[tuple[str, Labels], Runs] = {
+        (arm.name, count): _runs(cells, arm.name, count) for arm in plan.arms for count in plan.config.labels
+    }
+    counts: dict[Labels, int | None] = {count: _number(count, cells) for count in plan.config.labels}
+    curves = {
+        arm.name: [_point(runs[arm.name, count], count, counts[count]) for count in plan.config.labels if runs[arm.name, count]]
+        for arm in plan.arms
+    }
+    others = [arm.name for arm in plan.arms if arm.name != BASELINE]
+    pairs: list[tuple[str, Labels]] = [(name, count) for name in others for count in plan.config.labels]
+    comparisons = [
+        _comparison(name, count, runs[name, count], runs[BASELINE, count]) for name, count in pairs if _common(runs, name, count)
+    ]
+    for comparison, adjusted in zip(comparisons, holm([comparison["p"] for comparison in comparisons])):
+        comparison["p_holm"] = adjusted
+    return {
+        "version": VERSION,
+        "jaxseg": __version__,
+        "config": as_json(plan.config),
+        "split": {"file": plan.split, "sha256": sha256_of(plan.split)},
+        "audit": {"allow_overlap": plan.config.allow_overlap, **plan.audits},
+        "arms": [{"name": arm.name, "kind": arm.kind} for arm in plan.arms],
+        "curves": curves,
+        "comparisons": comparisons,
+        "equivalence": [found for name, count in pairs if (found := _equivalence(runs, counts, name, count))],
+        "floors": plan.floors,
+        "failures": [cell for cell in map(_brief, cells) if cell["status"] == FAILED],
+        "cells": [_brief(cell) for cell in cells],
+    }
+
+
+def _runs(cells: Sequence[dict[str, Any]], arm: str, count: Labels) -> Runs:
+    done = [cell for cell in cells if cell["status"] == DONE and (cell["arm"], cell["labels"]) == (arm, count)]
+    return {(cell["draw"], cell["seed"]): np.array([cell["per_case"][case] for case in sorted(cell["per_case"])]) for cell in done}
+
+
+def _rows(runs: Runs, keys: Sequence[tuple[int, int]]) -> Float[np.ndarray, "draws cases"]:
+    """Scores of these runs, a row a draw: the mean over its seeds."""
+    draws = sorted({draw for draw, _ in keys})
+    return np.stack([np.mean([runs[key] for key in keys if key[0] == draw], axis=0) for draw in draws])
+
+
+def _number(count: Labels, cells: Sequence[dict[str, Any]]) -> int | None:
+    """How many labels that is; for "all" it is known once a cell is done."""
+    if count != "all":
+        return count
+    return next((cell["labelled"] for cell in cells if cell["labels"] == "all" and cell["status"] == DONE), None)
+
+
+def _point(runs: Runs, count: Labels, number: int | None) -> dict[str, Any]:
+    rows = _rows(runs, sorted(runs))
+    interval = hierarchical_interval(rows)
+    return {"labels": count, "number": number, **interval._asdict(), "draws": len(rows), "runs": len(runs), "cases": rows.shape[1]}
+
+
+def _common(runs: Mapping[tuple[str, Labels], Runs], name: str, count: Labels) -> list[tuple[int, int]]:
+    return sorted(set(runs[name, count]) & set(runs.get((BASELINE, count), {})))
+
+
+def _comparison(name: str, count: Labels, ours: Runs, theirs: Runs) -> dict[str, Any]:
+    keys = sorted(set(ours) & set(theirs))
+    first, second = _rows(ours, keys), _rows(theirs, keys)
+    interval = hierarchical_interval(first - second)
+    place = {"arm": name, "against": BASELINE, "labels": count}
+    return {**place, **interval._asdict(), "p": wilcoxon(first.mean(0), second.mean(0)), "draws": len(first), "runs": len(keys)}
+
+
+def _equivalence(
+    runs: Mapping[tuple[str, Labels], Runs], counts: Mapping[Labels, int | None], name: str, count: Labels
+) -> dict[str, Any] | None:
+    """The label-equivalence factor of an arm at N; None where it, or all of scratch, is not measured.
+
+    Of scratch's points those count whose runs hold all of the arm's, so that one draw is never compared with another.
+    """
+    keys, at = sorted(runs[name, count]), counts[count]
+    points: list[tuple[int, Labels]] = []
+    for other, number in counts.items():
+        if number is not None and set(keys) <= set(runs.get((BASELINE, other), {})) and number not in dict(points):
+            points.append((number, other))
+    points.sort(key=lambda point: point[0])
+    if not keys or at is None or not points:
+        return None
+    found = label_equivalence(
+        [number for number, _ in points], [_rows(runs[BASELINE, c], keys) for _, c in points], _rows(runs[name, count], keys), at
+    )
+    high = None if np.isinf(found.high) else found.high
+    low = None if np.isinf(found.low) else found.low
+    limits = {"fewest": points[0][0], "most": points[-1][0]}
+    return {
+        "arm": name,
+        "labels": count,
+        "scratch_labels": found.labels,
+        "factor": found.factor,
+        "bound": found.bound,
+        "low": low,
+        "high": high,
+    } | limits
+
+
+def _brief(cell: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in cell.items() if key not in ("settings", "curve", "monitored")}
