@@ -1,13 +1,11 @@
 """`jaxseg VERB`: each verb calls one public function. Nothing heavy is imported before a verb needs it."""
 
-import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from jaxseg import __version__
-from jaxseg.errors import ConfigError, JaxsegError, Preempted
+from jaxseg.cli_arguments import make_parser
+from jaxseg.errors import ConfigError, InputError, JaxsegError, Preempted
 
 PARTIAL = 3  # the exit code of a run that finished with some inputs left out
 
@@ -17,12 +15,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    parser = _parser()
+    parser = make_parser()
     known, rest = parser.parse_known_args(arguments)
     if rest and known.verb not in ("pretrain", "finetune"):
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     try:
-        return known.call(known, rest) or 0
+        return _CALLS[known.verb](known, rest) or 0
     except JaxsegError as error:
         if debug:
             raise
@@ -37,33 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Preempted.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="jaxseg",
-        description="Self-supervised pretraining and few-label segmentation of 3D medical scans, in JAX.",
-        epilog="Exit codes: 0 done; 2 something you can mend; 3 done, with some inputs left out and listed; 75 interrupted, run it again.",
-    )
-    parser.add_argument("--version", action="version", version=f"jaxseg {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for add in (_demo, _run, _index, _prepare, _pretrain, _finetune, _segment, _evaluate, _report, _models, _doctor):
-        add(verbs)
-    return parser
-
-
-def _verb(verbs, name: str, call: Callable, text: str) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(call=call)
-    return parser
-
-
-def _demo(verbs) -> None:
-    parser = _verb(verbs, "demo", _call_demo, "the main job on a phantom archive made on the spot")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything it makes (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=10.0, help="about how long it may take on two cores (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the phantoms and the training (default: %(default)s)")
-
-
 def _call_demo(known, _rest) -> int:
     from jaxseg.compilation import use_cache
     from jaxseg.demo import run_demo
@@ -71,22 +42,6 @@ def _call_demo(known, _rest) -> int:
     use_cache()
     run_demo(known.out, minutes=known.minutes, seed=known.seed, trainers=_trainers())
     return 0
-
-
-def _run(verbs) -> None:
-    parser = _verb(
-        verbs, "run", _call_run, "the main job on your own scans: from an archive and a few contoured cases to a model and a report"
-    )
-    parser.add_argument("--unlabelled", type=Path, required=True, help="folder of scans without labels, to pretrain on")
-    parser.add_argument("--labelled", type=Path, required=True, help="folder of scans with labels, to fine-tune on")
-    parser.add_argument("--test", type=Path, help="folder of scans to segment; those with labels are scored")
-    parser.add_argument("--out", type=Path, required=True, help="folder for everything it makes")
-    parser.add_argument("--labels", type=int, help="use only the first so many labelled cases (default: all)")
-    parser.add_argument("--channels", type=_names, help="channel names to use, such as T1,FLAIR (default: those of the labelled cases)")
-    parser.add_argument("--label-name", help="which file of a labelled case is its label, such as seg (default: recognised by name)")
-    parser.add_argument("--spacing", type=_spacing, help="working voxel size in mm, such as 1,1,3 (default: from the scans)")
-    parser.add_argument("--minutes", type=float, default=20.0, help="about how long training may take on two cores (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
 
 
 def _call_run(known, _rest) -> int:
@@ -105,6 +60,8 @@ def _call_run(known, _rest) -> int:
         spacing=known.spacing,
         minutes=known.minutes,
         seed=known.seed,
+        allow_overlap=known.allow_overlap,
+        keep_names=known.keep_names,
     )
     summary = run_main_job(job, _trainers())
     return PARTIAL if summary["index"]["left_out"] else 0
@@ -118,99 +75,78 @@ def _trainers():
     return Trainers(pretrain=pretrain.plan.run, finetune=finetune.plan.run)
 
 
-def _index(verbs) -> None:
-    parser = _verb(
-        verbs, "index", _call_index, "read every scan below some folders: geometry, content hash, and what must not be trained on"
-    )
-    parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT")
-    parser.add_argument("--out", type=Path, required=True, help="folder for scans.parquet")
-
-
-def _prepare(verbs) -> None:
-    parser = _verb(
-        verbs, "prepare", _call_prepare, "turn scans into a store that training reads: orientation, spacing, intensity, foreground"
-    )
-    parser.add_argument("source", type=Path, help="a folder of scans")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the store")
-    parser.add_argument("--channels", type=_names, help="channel names, such as T1,PET,CT (default: those found)")
-    parser.add_argument("--label-name", help="which file of a case is its label (default: recognised by name)")
-    parser.add_argument("--spacing", type=_spacing, help="voxel size in mm, such as 1,1,3 (default: the median of the scans)")
-    parser.add_argument("--like", type=Path, help="a store or model folder whose recipe is used")
-
-
-def _pretrain(verbs) -> None:
-    parser = _verb(
-        verbs, "pretrain", _call_pretrain, "pretrain an encoder on a store: jaxseg pretrain CONFIG --store S --out O [--field value …]"
-    )
-    parser.add_argument("config", help="a shipped config's name, or a .py file")
-
-
-def _finetune(verbs) -> None:
-    parser = _verb(
-        verbs, "finetune", _call_finetune, "fine-tune for segmentation: jaxseg finetune CONFIG --store S --out O --init P [--field value …]"
-    )
-    parser.add_argument("config", help="a shipped config's name, or a .py file")
-
-
-def _segment(verbs) -> None:
-    parser = _verb(verbs, "segment", _call_segment, "segment scans with a model folder, each on its own grid")
-    parser.add_argument("model", type=Path, help="a model folder")
-    parser.add_argument(
-        "scans", type=Path, nargs="+", help="folders of scans, or the files of one case, one a channel in the model's order"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the label files, one a case")
-    parser.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows (default: %(default)s)")
-    parser.add_argument("--allow-missing", action="store_true", help="segment scans that lack one of the model's channels")
-
-
-def _evaluate(verbs) -> None:
-    parser = _verb(verbs, "evaluate", _call_evaluate, "compare a folder of predictions with a folder of truths")
-    parser.add_argument("predictions", type=Path)
-    parser.add_argument("truths", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="folder for cases.csv and summary.json")
-    parser.add_argument("--tolerance", type=float, default=2.0, help="of the surface Dice, in mm (default: %(default)s)")
-    parser.add_argument("--allow-missing", action="store_true", help="a truth without a prediction counts as Dice 0 instead of an error")
-
-
-def _report(verbs) -> None:
-    parser = _verb(verbs, "report", _call_report, "draw the report page of a finished demo or run again")
-    parser.add_argument("folder", type=Path, help="the --out folder of `jaxseg demo` or `jaxseg run`")
-
-
-def _models(verbs) -> None:
-    _verb(verbs, "models", _call_models, "list the architectures of the model zoo")
-
-
-def _doctor(verbs) -> None:
-    _verb(verbs, "doctor", _call_doctor, "say what this machine is and whether jaxseg can work on it")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _spacing(text: str) -> tuple[float, ...]:
-    values = tuple(float(part) for part in text.replace("x", ",").split(","))
-    if len(values) != 3 or min(values) <= 0:
-        raise argparse.ArgumentTypeError(f"expected three positive numbers such as 1,1,3, found {text!r}")
-    return values
-
-
 def _call_index(known, _rest) -> int:
     import json
 
     from jaxseg.data.archive import index_archive
+    from jaxseg.files import read_json
+    from jaxseg.index_page import draw_index_page
     from jaxseg.progress import bar
 
     with bar("index") as progress:
-        index = index_archive(known.roots, known.out, progress=progress)
-    print(json.dumps({"scans": len(index.rows), "ok": index.ok, "left_out": len(index.left_out)}))
-    return PARTIAL if index.left_out else 0
+        index = index_archive(
+            known.roots,
+            known.out,
+            channels=known.channels,
+            policy=None if known.qform_sform == "refuse" else known.qform_sform,
+            assume_orientation=known.assume_orientation,
+            salt=None,
+            resume=known.resume,
+            processes=known.processes,
+            progress=progress,
+        )
+    page = draw_index_page(known.out)
+    summary = read_json(known.out / "summary.json")
+    print(f"page: {page}", file=sys.stderr)
+    kept = ("scans", "ok", "patients", "studies", "duplicates", "bytes", "modalities", "reasons")
+    print(json.dumps({**{name: summary[name] for name in kept}, "left_out": index.scans - index.ok}))
+    return PARTIAL if index.ok < index.scans else 0
+
+
+def _call_audit(known, _rest) -> int:
+    import json
+
+    from jaxseg.audit import audit
+    from jaxseg.files import write_json
+
+    overlaps = audit(known.pretrain, known.test)
+    for line in overlaps.lines():
+        print(line, file=sys.stderr)
+    if known.out is not None:
+        write_json(known.out, overlaps.to_json())
+    print(json.dumps(overlaps.counts()))
+    return InputError.exit_code if overlaps else 0
+
+
+def _call_datasets(known, _rest) -> int:
+    from jaxseg.data.datasets import check_dataset, find_dataset, list_datasets
+    from jaxseg.progress import bar
+
+    if known.root is None:
+        for dataset in [find_dataset(known.name)] if known.name else list_datasets():
+            print(f"{dataset.name:24s} {dataset.title} ({', '.join(dataset.channels)})")
+        return 0
+    with bar("datasets") as progress:
+        checked = check_dataset(known.name, known.root, voxels=not known.headers_only, progress=progress)
+    print("\n".join(checked.lines))
+    for fault in checked.faults:
+        print(f"fault: {fault}", file=sys.stderr)
+    return PARTIAL if checked.faults else 0
 
 
 def _call_prepare(known, _rest) -> int:
-    from jaxseg.prepare import prepare_folder
+    import shlex
+
+    from jaxseg.data.beam import stage_on_beam
+    from jaxseg.prepare import Wishes, prepare_folder
     from jaxseg.progress import bar
+
+    wishes = Wishes(known.spacing, known.intensity, known.resampling, known.strip, known.n4, known.register)
+    if known.dataset:
+        from jaxseg.data.datasets import open_dataset
+
+        for fault in open_dataset(known.dataset, known.source, channels=known.channels).faults:
+            print(f"fault: {fault}", file=sys.stderr)
 
     with bar("prepare") as progress:
         store = prepare_folder(
@@ -218,14 +154,31 @@ def _call_prepare(known, _rest) -> int:
             known.out,
             channels=known.channels,
             label_name=known.label_name,
-            spacing=known.spacing,
+            dataset=known.dataset,
+            wishes=wishes,
             like=known.like,
+            keep_names=known.keep_names,
+            processes=known.processes,
+            memory_gib=known.memory_gib,
+            stage=None if known.beam is None else stage_on_beam(shlex.split(known.beam)),
             progress=progress,
         )
     print(f"{known.out}: {len(store.names)} cases, channels {', '.join(store.recipe.channels)}, spacing {store.recipe.spacing} mm")
     for item in store.left_out:
         print(f"left out: {item['name']}: {item['reason']}", file=sys.stderr)
     return PARTIAL if store.left_out else 0
+
+
+def _call_plan(known, _rest) -> int:
+    from jaxseg.doctor import device_memory_gib
+    from jaxseg.plan_file import write_plan
+
+    memory = device_memory_gib() if known.memory_gib is None else known.memory_gib
+    plan = write_plan(known.store, known.out, memory)
+    print(
+        f"{known.out}: {plan.size} network, crops of {plan.crop}, tokens of {plan.token} voxels, {plan.batch} a step, about {plan.memory_gib} GiB"
+    )
+    return 0
 
 
 def _join_processes() -> None:
@@ -303,6 +256,31 @@ def _call_models(_known, _rest) -> int:
     return 0
 
 
+def _call_convert(known, _rest) -> int:
+    from jaxseg.zoo import load_pretrained, save_model
+
+    model = load_pretrained(
+        known.file,
+        model=known.model,
+        partial=known.partial,
+        settings=dict(known.set),
+        channels=known.channels,
+        licence=known.licence,
+    )
+    print(f"model: {save_model(known.out, model.network, model.card)}")
+    return 0
+
+
+def _call_export_torch(known, _rest) -> int:
+    from jaxseg.zoo.export.file import export_file
+
+    arguments = export_file(known.folder, known.out, old_merging=known.old_merging)
+    print(
+        f"{known.out}: load it into monai.networks.nets.{arguments.pop('class')}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
+    )
+    return 0
+
+
 def _call_doctor(_known, _rest) -> int:
     from jaxseg.doctor import examine
 
@@ -316,3 +294,23 @@ def _call_doctor(_known, _rest) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+_CALLS = {
+    "demo": _call_demo,
+    "run": _call_run,
+    "index": _call_index,
+    "audit": _call_audit,
+    "datasets": _call_datasets,
+    "prepare": _call_prepare,
+    "plan": _call_plan,
+    "pretrain": _call_pretrain,
+    "finetune": _call_finetune,
+    "segment": _call_segment,
+    "evaluate": _call_evaluate,
+    "report": _call_report,
+    "models": _call_models,
+    "convert": _call_convert,
+    "export-torch": _call_export_torch,
+    "doctor": _call_doctor,
+}

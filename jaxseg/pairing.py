@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxseg.data import layouts
-from jaxseg.data.io.nifti import stem
+from jaxseg.data.io.scans import stem
 from jaxseg.errors import InputError
 
 _LABEL_FOLDERS = {"labels", "labelstr", "labelsts"}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxseg.data.io.nifti import SUFFIXES, stem
+from jaxseg.data.bids import BidsFile, bids_files, is_bids
+from jaxseg.data.io.scans import SUFFIXES, stem
 from jaxseg.errors import InputError
 from jaxseg.files import read_json
 
@@ -40,6 +41,7 @@ _MODALITY_OF = {word: modality for modality, words in _MODALITIES.items() for wo
 _CHANNEL_WORDS = {*_MODALITY_OF, "image", "img", "scan", "volume", "orig"}
 _BODY_MASK = re.compile(r"(^|[^a-z])(brain|body|head|bet|skull|foreground|air|valid)[ _.-]?mask", re.IGNORECASE)
 UNDERSTOOD = (
+    "BIDS (sub-01/anat/sub-01_T1w.nii.gz, labels in derivatives/); "
     "dataset.json with imagesTr/ and labelsTr/ (nnU-Net, Medical Decathlon); images/ and labels/ with equal names; "
     "a folder per case (CASE/T1.nii.gz, CASE/seg.nii.gz); one folder of CASE_T1.nii.gz and CASE_seg.nii.gz"
 )
@@ -68,7 +70,7 @@ class Declared:
 
 
 def scans_in(folder: Path) -> list[Path]:
-    """NIfTI files directly in a folder, by name; hidden ones are passed over."""
+    """Scan files (NIfTI, NRRD, MetaImage) directly in a folder, by name; hidden ones are passed over."""
     return sorted(
         path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()
     )
@@ -112,6 +114,8 @@ def recognise(folder: Path, label: str | None) -> tuple[list[Found], Declared, s
         declared = read_declared(root / "dataset.json")
         files, kind = _from_dataset(root, declared)
         return _found_something(folder, files), declared, kind
+    if is_bids(folder):
+        return [_from_bids(file) for file in bids_files(folder)], Declared(), "BIDS"
     subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     if any(path.name.lower() in _IMAGES for path in subfolders):
         return _found_something(folder, _images_and_labels(subfolders, Declared())), Declared(), "images and labels"
@@ -167,7 +171,13 @@ def _found_something(folder: Path, files: list[Found]) -> list[Found]:
     inside = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")][:10000]
     kinds = Counter("".join(path.suffixes[-2:]) or "no suffix" for path in inside)
     what = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no files at all"
-    raise InputError(f"{folder}: no cases found; there is {what}. Layouts that are understood, with .nii.gz or .nii files: {UNDERSTOOD}")
+    raise InputError(
+        f"{folder}: no cases found; there is {what}. Layouts that are understood, with NIfTI, NRRD or MetaImage files: {UNDERSTOOD}"
+    )
+
+
+def _from_bids(file: BidsFile) -> Found:
+    return Found(file.path, file.case, file.role, file.channel)
 
 
 def _dataset_root(folder: Path) -> Path | None:

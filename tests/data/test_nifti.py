@@ -196,7 +196,7 @@ def test_a_missing_file_or_a_folder(tmp_path):
     refused(tmp_path / "none.nii", "no such file")
     refused(tmp_path / "none.nii", "no such file", load=read_grid)
     (tmp_path / "folder.nii").mkdir()
-    refused(tmp_path / "folder.nii", "cannot be read")
+    refused(tmp_path / "folder.nii", "without any DICOM file")
 
 
 def test_random_damage_never_ends_in_anything_but_an_error_of_ours(write):

@@ -3,7 +3,6 @@
 SimpleITK and nibabel accept most of what is refused here, or disagree about what it means.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import nibabel as nib
@@ -11,88 +10,59 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 from nibabel.quaternions import fillpositive, quat2mat
 
+from jaxseg.data.io.decoded import Header, Rules, check_caps, usable_affine
 from jaxseg.data.volume import Grid
 from jaxseg.errors import GeometryError, InputError
 
 HEADER_BYTES = 540
-_SIZES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+_SIZES = {348: nib.Nifti1Header.template_dtype, 540: nib.Nifti2Header.template_dtype}
+_ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
 _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _REFUSED = {1: "1-bit", 32: "complex", 1792: "complex", 2048: "complex", 1536: "128-bit float", 128: "RGB colour", 2304: "RGBA colour"}
 _UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
-_MAX_SHEAR = 1e-3  # cosine between two axes; float32 affines stay below 1e-5
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What a reader may accept.
-
-    Attributes:
-        policy: which of two contradicting affines to believe.
-        assume_orientation: axis codes such as "RAS" for a file that states no orientation at all.
-        max_voxels, max_bytes: caps checked before anything is allocated.
-    """
-
-    policy: Literal["sform", "qform"] | None = None
-    assume_orientation: str | None = None
-    max_voxels: int = 2**31
-    max_bytes: int = 2**33
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a checked header says: shape on disk, number type (numpy, with byte order), first byte of the voxels, scaling, grid."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    offset: int
-    slope: float
-    inter: float
-    grid: Grid
-    space_code: int
-    notes: tuple[str, ...]
-
-    @property
-    def data_bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
-
-
-def parse(head: bytes, name: str, rules: Rules) -> Header:
-    """Check the first bytes of a NIfTI-1 or NIfTI-2 file.
+def parse(head: bytes, name: str, rules: Rules, *, pair: bool = False) -> Header:
+    """Check the first bytes of a NIfTI-1 or NIfTI-2 file; `pair` if its voxels lie in an .img file beside it.
 
     Raises:
         InputError: not a NIfTI header, impossible sizes, or a number type that is not a scalar intensity.
         GeometryError: orientation or spacing is missing, unusable or contradictory.
     """
-    raw = _raw_header(head, name)
+    raw = _raw_header(head, name, pair)
     shape = _shape(raw, name)
     dtype = _dtype(raw, name)
-    _check_caps(shape, dtype, name, rules)
+    check_caps(shape, dtype, name, rules)
     grid, code, notes = _grid(raw, shape, name, rules)
     slope, inter = float(raw["scl_slope"]), float(raw["scl_inter"])
     if not np.isfinite([slope, inter]).all() or slope == 0:
         if slope != 0 or np.isnan(inter) or inter != 0:
             notes.append(f"scl_slope {slope:g} and scl_inter {inter:g} mean unscaled")
         slope, inter = 1.0, 0.0
-    return Header(shape, dtype, _offset(raw, name), slope, inter, grid, code, tuple(notes))
+    return Header(shape, dtype, _offset(raw, name, pair), slope, inter, grid, code, tuple(notes))
 
 
-def _raw_header(head: bytes, name: str):
+def _raw_header(head: bytes, name: str, pair: bool):
     if len(head) < 348:
         raise InputError(f"{name}: truncated: {len(head)} bytes, but a NIfTI header alone has 348; copy the file again")
-    for order, size in ((order, size) for order in "<>" for size in _SIZES):
+    for order, size in ((order, size) for order in _ORDERS for size in _SIZES):
         if int(np.frombuffer(head[:4], f"{order}i4")[0]) == size:
             if len(head) < size:
                 raise InputError(f"{name}: truncated: {len(head)} bytes, but a NIfTI-2 header alone has 540; copy the file again")
-            raw = _SIZES[size](head[:size], endianness=order, check=False).structarr
+            raw = np.ndarray((), _SIZES[size].newbyteorder(order), head)
             break
     else:
         found = int(np.frombuffer(head[:4], "<i4")[0])
         raise InputError(f"{name}: not a NIfTI file: sizeof_hdr is {found}, expected 348 (NIfTI-1) or 540 (NIfTI-2)")
     magic = bytes(np.asarray(raw["magic"]).tobytes()[:3])
-    if magic in (b"ni1", b"ni2"):
-        raise InputError(f"{name}: a NIfTI header whose voxels lie in a separate .img file; convert the pair to one .nii.gz")
-    if magic not in (b"n+1", b"n+2"):
-        raise InputError(f"{name}: not a NIfTI file: its magic is {magic!r}, expected b'n+1' (Analyze files must be converted)")
+    expected = (b"ni1", b"ni2") if pair else (b"n+1", b"n+2")
+    if magic in (b"ni1", b"ni2") and not pair:
+        raise InputError(f"{name}: a NIfTI header whose voxels lie in a separate .img file; rename it to .hdr beside its .img")
+    if magic not in expected:
+        raise InputError(
+            f"{name}: not a NIfTI file: its magic is {magic!r}, expected {expected[0]!r} (an Analyze 7.5 file states no orientation: "
+            "convert it with a program that knows which scanner it is from)"
+        )
     return raw
 
 
@@ -122,18 +92,9 @@ def _dtype(raw, name: str) -> np.dtype:
     return np.dtype(_TYPES[code]).newbyteorder(raw.dtype["dim"].base.byteorder)
 
 
-def _check_caps(shape: tuple[int, ...], dtype: np.dtype, name: str, rules: Rules) -> None:
-    voxels = int(np.prod(shape, dtype=object))
-    if voxels > rules.max_voxels or voxels * dtype.itemsize > rules.max_bytes:
-        raise InputError(
-            f"{name}: the header declares {'×'.join(map(str, shape))} = {voxels:,} voxels ({voxels * dtype.itemsize:,} bytes), more than "
-            f"the limit of {rules.max_voxels:,} voxels or {rules.max_bytes:,} bytes; if that is true, raise max_voxels and max_bytes"
-        )
-
-
-def _offset(raw, name: str) -> int:
+def _offset(raw, name: str, pair: bool) -> int:
     offset = float(raw["vox_offset"])
-    least = int(raw["sizeof_hdr"]) + 4
+    least = 0 if pair else int(raw["sizeof_hdr"]) + 4
     if not np.isfinite(offset) or offset < least or offset != int(offset):
         raise InputError(
             f"{name}: damaged header: the voxels are said to begin at byte {offset:g}, expected a whole number from {least} on"
@@ -156,7 +117,7 @@ def _grid(raw, shape: tuple[int, ...], name: str, rules: Rules) -> tuple[Grid, i
         stated_text = " and ".join(stated) or "neither form"
         raise GeometryError(f"{name}: policy {rules.policy!r} was asked for, but the file states {stated_text}")
     if not stated:
-        affine, chosen = _assumed(size, pixdim, name, rules), "qform"
+        affine, chosen = assumed_affine(size, pixdim[1:4], f"{name} (qform_code and sform_code are 0)", rules), "qform"
         notes.append(f"orientation {rules.assume_orientation} assumed: the file states none")
     else:
         chosen = rules.policy or stated[0]
@@ -174,7 +135,7 @@ def _grid(raw, shape: tuple[int, ...], name: str, rules: Rules) -> tuple[Grid, i
 def _sform(raw, name: str) -> np.ndarray:
     affine = np.eye(4)
     affine[:3] = [raw["srow_x"], raw["srow_y"], raw["srow_z"]]
-    return _usable(affine, "sform", name)
+    return usable_affine(affine, "sform", name)
 
 
 def _qform(raw, pixdim: np.ndarray, name: str) -> np.ndarray:
@@ -185,22 +146,7 @@ def _qform(raw, pixdim: np.ndarray, name: str) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = rotation * pixdim[1:4] * [1, 1, -1 if pixdim[0] < 0 else 1]
     affine[:3, 3] = [float(raw[f"qoffset_{axis}"]) for axis in "xyz"]
-    return _usable(affine, "qform", name)
-
-
-def _usable(affine: np.ndarray, form: str, name: str) -> np.ndarray:
-    """The affine, if it is finite, invertible and without shear."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or spacing.min() == 0 or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-6:
-        raise GeometryError(f"{name}: the {form} is not an invertible affine: {affine[:3].tolist()}; the scan's position is lost")
-    cosine = np.abs(np.triu((affine[:3, :3] / spacing).T @ (affine[:3, :3] / spacing), 1)).max()
-    if cosine > _MAX_SHEAR:
-        degrees = np.degrees(np.arcsin(min(cosine, 1.0)))
-        raise GeometryError(
-            f"{name}: the {form} is sheared: two axes are {degrees:.2f}° away from a right angle. jaxseg refuses sheared grids "
-            "rather than resampling them unasked; resample the scan onto a rectangular grid first"
-        )
-    return affine
+    return usable_affine(affine, "qform", name)
 
 
 def _with_sizes(affine: np.ndarray, pixdim: np.ndarray) -> np.ndarray:
@@ -212,6 +158,9 @@ def _with_sizes(affine: np.ndarray, pixdim: np.ndarray) -> np.ndarray:
 
 def _check_agreement(grid: Grid, rivals: dict[str, Grid], chosen: str, name: str) -> None:
     for form, rival in rivals.items():
+        apart = np.abs(grid.affine - rival.affine).max(0)
+        if apart[:3] @ grid.shape + apart[3] < 0.1 * min(grid.spacing):
+            continue  # nearly every file: no corner can be half a voxel away
         flipped = np.linalg.det(grid.affine[:3, :3]) * np.linalg.det(rival.affine[:3, :3]) < 0
         if flipped or grid.offset_from(rival) > 0.5:
             what = "a mirror image (left and right are swapped)" if flipped else f"corners up to {grid.offset_from(rival):.1f} voxels apart"
@@ -221,11 +170,12 @@ def _check_agreement(grid: Grid, rivals: dict[str, Grid], chosen: str, name: str
             )
 
 
-def _assumed(size: tuple[int, int, int], pixdim: np.ndarray, name: str, rules: Rules) -> np.ndarray:
+def assumed_affine(size: tuple[int, int, int], spacing: np.ndarray, name: str, rules: Rules) -> np.ndarray:
+    """The affine, about the scan's centre, of the orientation that the rules assume; GeometryError if they assume none."""
     codes = rules.assume_orientation
     if codes is None:
         raise GeometryError(
-            f"{name}: the file states no orientation (qform_code and sform_code are 0), and readers disagree on front and back; "
+            f"{name}: the file states no orientation, and readers disagree on front and back; "
             "choose assume_orientation, such as 'RAS' or 'LAS'"
         )
     pairs = ("LR", "PA", "IS")
@@ -235,8 +185,8 @@ def _assumed(size: tuple[int, int, int], pixdim: np.ndarray, name: str, rules: R
     world = np.zeros(3, int)
     world[flips[:, 0].astype(int)] = size
     affine = np.linalg.inv(inv_ornt_aff(flips, size))
-    spacing = np.eye(4)
-    spacing[flips[:, 0].astype(int), flips[:, 0].astype(int)] = pixdim[1:4]
-    affine = spacing @ affine
+    scale = np.eye(4)
+    scale[flips[:, 0].astype(int), flips[:, 0].astype(int)] = spacing
+    affine = scale @ affine
     affine[:3, 3] -= affine[:3, :3] @ ((np.asarray(size) - 1) / 2) + affine[:3, 3]
     return affine

@@ -1,40 +1,24 @@
 """The bytes of a NIfTI file to voxels and back. Called by `read`, `write` and `archive`; `header` checks the header.
 
-Files are read once: bytes → hash → (one pass of gunzip, to the end so that its CRC is checked) → header → array.
+A file is read once, by `scan_stream`: hashed and gunzipped in one pass, to the end so that its CRC is checked.
 """
 
 import gzip
 import io
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from jaxseg.data.io import header
-from jaxseg.data.io.header import Header, Rules
+from jaxseg.data.io.decoded import Decoded, Header, Rules
+from jaxseg.data.io.scan_stream import ScanStream
+from jaxseg.data.io.stream import SLACK, damage, open_file, unpack
 from jaxseg.data.volume import Grid
 from jaxseg.errors import GeometryError, InputError
 
 SUFFIXES = (".nii.gz", ".nii")
-_CHUNK = 1 << 24
-_SLACK = 1 << 26  # bytes beyond the voxels that a file may hold (extensions, padding) before it counts as a bomb
-
-
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """Voxels as stored (x, y, z) or (x, y, z, c), unscaled, with the checked header."""
-
-    stored: np.ndarray
-    header: Header
-
-    def values(self) -> np.ndarray:
-        """Scaled intensities, float32."""
-        if self.header.slope == 1 and self.header.inter == 0:
-            return self.stored.astype(np.float32)
-        wide = np.float64 if self.stored.dtype.itemsize > 2 else np.float32
-        return (self.stored.astype(wide) * wide(self.header.slope) + wide(self.header.inter)).astype(np.float32)
+PAIR_SUFFIXES = (".hdr", ".hdr.gz", ".img", ".img.gz")
 
 
 def stem(path: Path) -> str:
@@ -45,22 +29,6 @@ def stem(path: Path) -> str:
     return path.stem
 
 
-def read_bytes(path: Path, rules: Rules) -> bytes:
-    """A file's bytes; InputError when it is missing, unreadable, empty or larger than a scan may be."""
-    try:
-        size = path.stat().st_size
-        if size > rules.max_bytes + _SLACK:
-            raise InputError(f"{path}: {size:,} bytes, more than the limit of {rules.max_bytes:,}; raise max_bytes if this is right")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if not data:
-        raise InputError(f"{path}: an empty file (0 bytes); copy it again")
-    return data
-
-
 def decode(data: bytes, name: str, rules: Rules) -> Decoded:
     """Bytes of a .nii or .nii.gz file (told by content, not by name) to voxels.
 
@@ -68,50 +36,68 @@ def decode(data: bytes, name: str, rules: Rules) -> Decoded:
         InputError: truncated, damaged, too large, or not NIfTI at all (says what it is instead).
         GeometryError: see `header.parse`.
     """
-    stream = gzip.GzipFile(fileobj=io.BytesIO(data)) if data[:2] == b"\x1f\x8b" else io.BytesIO(data)
-    try:
-        head = stream.read(header.HEADER_BYTES)
-        _check_kind(head, name)
-        parsed = header.parse(head, name, rules)
-        if parsed.offset > len(head):
-            skipped = _read_up_to(stream, min(parsed.offset - len(head), _SLACK))
-            if len(head) + len(skipped) < parsed.offset:
-                raise InputError(
-                    f"{name}: the voxels are said to begin at byte {parsed.offset:,}, but the file holds {len(head) + len(skipped):,}"
-                )
-            start = b""
-        else:
-            start = head[parsed.offset :]
-        body = _read_up_to(stream, parsed.data_bytes - len(start), start)
-        _drain(stream, name)
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{name}: the gzip stream is damaged ({error}); copy the file again from its source") from None
-    except EOFError:
-        raise InputError(f"{name}: truncated: the gzip stream of {len(data):,} bytes ends early; copy the file again") from None
-    if len(body) < parsed.data_bytes:
+    return decode_stream(ScanStream(io.BytesIO(data), len(data), name), name, rules)
+
+
+def decode_stream(stream: ScanStream, name: str, rules: Rules) -> Decoded:
+    """`decode` of a stream, which has then been read to its end. Memory is taken only for what the file can hold."""
+    head = stream.read(header.HEADER_BYTES)
+    _check_kind(head, name)
+    parsed = header.parse(head, name, rules)
+    if parsed.offset > len(head):
+        skipped = len(stream.read(min(parsed.offset - len(head), SLACK)))
+        if len(head) + skipped < parsed.offset:
+            raise InputError(f"{name}: the voxels are said to begin at byte {parsed.offset:,}, but the file holds {len(head) + skipped:,}")
+    start = head[parsed.offset :][: parsed.data_bytes]
+    if parsed.offset + parsed.data_bytes > stream.most:
+        body, found = np.empty(0, np.uint8), len(start) + stream.drain(parsed.data_bytes)
+    else:
+        body = np.empty(parsed.data_bytes, np.uint8)
+        body[: len(start)] = np.frombuffer(start, np.uint8)
+        found = len(start) + stream.read_into(body.data[len(start) :])
+    if found < parsed.data_bytes:
         raise InputError(
-            f"{name}: truncated: {len(body):,} bytes of voxels, expected {parsed.data_bytes:,} "
+            f"{name}: truncated: {found:,} bytes of voxels, expected {parsed.data_bytes:,} "
             f"({'×'.join(map(str, parsed.shape))} {parsed.dtype.name}); copy the file again"
         )
-    stored = np.frombuffer(body, parsed.dtype, count=int(np.prod(parsed.shape))).reshape(parsed.shape, order="F")
-    return Decoded(stored.astype(parsed.dtype.newbyteorder("="), copy=False), parsed)
+    if stream.drain(SLACK) > SLACK:
+        raise InputError(f"{name}: more than {SLACK:,} bytes follow the voxels; this is not a sound NIfTI file")
+    return _decoded(body, parsed)
+
+
+def pair_of(path: Path) -> tuple[Path, Path]:
+    """(header, image) of a NIfTI pair, given either; InputError naming the one that is missing."""
+    lower = path.name.lower()
+    base = next(path.name[: -len(suffix)] for suffix in sorted(PAIR_SUFFIXES, key=len, reverse=True) if lower.endswith(suffix))
+    found = []
+    for kind in ("hdr", "img"):
+        names = {f"{base}.{kind}".lower(), f"{base}.{kind}.gz".lower()}
+        here = sorted(other for other in path.parent.iterdir() if other.name.lower() in names) if path.parent.is_dir() else []
+        if not here:
+            raise InputError(f"{path}: one half of a NIfTI pair; {base}.{kind} is missing beside it")
+        found.append(here[0])
+    return found[0], found[1]
+
+
+def decode_pair(head: bytes, image: bytes, name: str, rules: Rules) -> Decoded:
+    """Bytes of a .hdr and of its .img file, either of them gzipped or not, to voxels; raises as `decode`."""
+    with damage(name):
+        head = gzip.GzipFile(fileobj=io.BytesIO(head)).read(header.HEADER_BYTES) if _zipped(head) else head[: header.HEADER_BYTES]
+    _check_kind(head, name)
+    parsed = header.parse(head, name, rules, pair=True)
+    body = unpack(image, "gzip" if _zipped(image) else "raw", parsed.data_bytes, name, skip=min(parsed.offset, SLACK))
+    return _decoded(body, parsed)
 
 
 def read_header(path: Path, rules: Rules) -> Header:
     """The checked header alone; costs a few hundred bytes of reading."""
-    try:
-        with open(path, "rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            head = (gzip.GzipFile(fileobj=file) if zipped else file).read(header.HEADER_BYTES)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path}: the gzip stream is damaged ({error}); copy the file again from its source") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    path, pair = (pair_of(path)[0], True) if path.name.lower().endswith(PAIR_SUFFIXES) else (path, False)
+    with damage(str(path)), open_file(path) as file:
+        zipped = _zipped(file.read(2))
+        file.seek(0)
+        head = (gzip.GzipFile(fileobj=file) if zipped else file).read(header.HEADER_BYTES)
     _check_kind(head, str(path))
-    return header.parse(head, str(path), rules)
+    return header.parse(head, str(path), rules, pair=pair)
 
 
 def encode(stored: np.ndarray, grid: Grid, *, slope: float = 1.0, inter: float = 0.0, space_code: int = 1, zipped: bool) -> bytes:
@@ -136,22 +122,13 @@ def encode(stored: np.ndarray, grid: Grid, *, slope: float = 1.0, inter: float =
     return gzip.compress(data, compresslevel=4, mtime=0) if zipped else data
 
 
-def _read_up_to(stream, size: int, start: bytes = b"") -> bytes:
-    """`start` and `size` bytes more, or as many as there are, without trusting `size` with an allocation."""
-    parts, left = [start], size
-    while left > 0 and (part := stream.read(min(left, _CHUNK))):
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)
+def _zipped(data: bytes) -> bool:
+    return data[:2] == b"\x1f\x8b"
 
 
-def _drain(stream, name: str) -> None:
-    """Read to the end, where gzip's CRC is checked."""
-    extra = 0
-    while part := stream.read(_CHUNK):
-        extra += len(part)
-        if extra > _SLACK:
-            raise InputError(f"{name}: more than {_SLACK:,} bytes follow the voxels; this is not a sound NIfTI file")
+def _decoded(body: bytes | np.ndarray, parsed: Header) -> Decoded:
+    stored = np.frombuffer(body, parsed.dtype, count=int(np.prod(parsed.shape))).reshape(parsed.shape, order="F")
+    return Decoded(stored.astype(parsed.dtype.newbyteorder("="), copy=False), parsed)
 
 
 def _check_kind(head: bytes, name: str) -> None:

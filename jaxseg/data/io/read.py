@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from jaxseg.data.io import nifti
-from jaxseg.data.io.header import Rules
+from jaxseg.data.io import scans
+from jaxseg.data.io.decoded import Decoded, Rules
 from jaxseg.data.volume import Grid, Source, Volume, stack_channels, to_ras
 from jaxseg.errors import InputError
 
@@ -23,10 +23,13 @@ def load_volume(
     policy: Literal["sform", "qform"] | None = None,
     assume_orientation: str | None = None,
     nonfinite: float | None = None,
+    series: str | None = None,
     max_voxels: int = 2**31,
     max_bytes: int = 2**33,
 ) -> Volume:
-    """Read a scan: float32 `(x, y, z, c)`, scaled, axes in RAS+ order unless `reorient=False`.
+    """Read a scan: NIfTI (also as a pair), NRRD, MetaImage, or a DICOM series by its folder or one of its files.
+
+    Returns: float32 `(x, y, z, c)`, scaled (`source.unit` says to what), axes in RAS+ order unless `reorient=False`.
 
     Args:
         path: one file, several (a channel each), or {channel: file}. Several are put onto the first one's grid by world coordinates.
@@ -35,6 +38,7 @@ def load_volume(
         policy: which affine to believe where qform and sform contradict each other (refused without it).
         assume_orientation: axis codes such as "RAS" for files that state no orientation (refused without it).
         nonfinite: value that replaces NaN and infinities (refused without it).
+        series: which series of a folder with several (the error without it lists their keys).
         max_voxels, max_bytes: caps on what a header may declare, checked before memory is taken.
 
     Raises:
@@ -44,9 +48,9 @@ def load_volume(
     if isinstance(path, Mapping):
         named = [(name, Path(file)) for name, file in path.items()]
     elif isinstance(path, str | Path):
-        return _load(Path(path), channels, rules, reorient, nonfinite)
+        return _load(Path(path), channels, rules, reorient, nonfinite, series)
     else:
-        names = channels or [nifti.stem(Path(file)) for file in path]
+        names = channels or [scans.stem(Path(file)) for file in path]
         if len(names) != len(path):
             raise InputError(f"{len(path)} files were given with {len(names)} channel names: {', '.join(names)}")
         named = [(name, Path(file)) for name, file in zip(names, path, strict=True)]
@@ -72,14 +76,16 @@ def load_label(
     max_voxels: int = 2**31,
     max_bytes: int = 2**33,
 ) -> Volume:
-    """Read a label map: whole numbers from 0 on, `(x, y, z, 1)`, as uint8, uint16 or int32, whichever is smallest.
+    """Read a label map (any format of `load_volume`, or a DICOM segmentation whose segments do not overlap).
+
+    Returns: whole numbers from 0 on, `(x, y, z, 1)`, as uint8, uint16 or int32, whichever is smallest.
 
     Raises:
         InputError: values that are negative or not whole (with counts), and all that `load_volume` refuses.
     """
     path = Path(path)
     rules = Rules(policy, assume_orientation, max_voxels, max_bytes)
-    decoded = nifti.decode(nifti.read_bytes(path, rules), str(path), rules)
+    decoded = scans.decode_path(path, rules, label=True)
     scaled = decoded.header.slope != 1 or decoded.header.inter != 0
     values = decoded.values() if scaled else decoded.stored
     return _volume(path, decoded, _whole_numbers(values, path), ["label"], reorient)
@@ -87,12 +93,10 @@ def load_label(
 
 def read_grid(path: PathLike) -> Grid:
     """The grid of a scan as stored, from its header alone; the same checks of the header as `load_volume`."""
-    return nifti.read_header(Path(path), Rules()).grid
+    return scans.header_of(Path(path), Rules()).grid
 
 
-def decoded_volume(
-    path: Path, decoded: nifti.Decoded, channels: Sequence[str] | None, *, reorient: bool, nonfinite: float | None
-) -> Volume:
+def decoded_volume(path: Path, decoded: Decoded, channels: Sequence[str] | None, *, reorient: bool, nonfinite: float | None) -> Volume:
     """Intensities of a decoded file as a volume, checked to be finite and to have the channels said."""
     values = decoded.values()
     if values.ndim == 4 and len(channels or ()) != values.shape[3]:
@@ -109,17 +113,19 @@ def decoded_volume(
                 "mend the scan, or choose a value for them with nonfinite="
             )
         values[bad] = nonfinite
-    return _volume(path, decoded, values, channels or [nifti.stem(path)], reorient)
+    return _volume(path, decoded, values, channels or [scans.stem(path)], reorient)
 
 
-def _load(path: Path, channels: Sequence[str] | None, rules: Rules, reorient: bool, nonfinite: float | None) -> Volume:
-    decoded = nifti.decode(nifti.read_bytes(path, rules), str(path), rules)
+def _load(
+    path: Path, channels: Sequence[str] | None, rules: Rules, reorient: bool, nonfinite: float | None, series: str | None = None
+) -> Volume:
+    decoded = scans.decode_path(path, rules, series=series)
     return decoded_volume(path, decoded, channels, reorient=reorient, nonfinite=nonfinite)
 
 
-def _volume(path: Path, decoded: nifti.Decoded, values: np.ndarray, channels: Sequence[str], reorient: bool) -> Volume:
+def _volume(path: Path, decoded: Decoded, values: np.ndarray, channels: Sequence[str], reorient: bool) -> Volume:
     head = decoded.header
-    source = Source((path,), head.grid, head.dtype.name, head.slope, head.inter, head.space_code)
+    source = Source((path,), head.grid, head.dtype.name, head.slope, head.inter, head.space_code, head.unit)
     volume = Volume(values if values.ndim == 4 else values[..., None], head.grid.affine, tuple(channels), source)
     return to_ras(volume) if reorient else volume
 
