@@ -20,6 +20,14 @@ def examine(folder: str | Path = ".") -> list[tuple[str, str, bool]]:
     return [*rows, _devices(), _cache()]
 
 
+def device_memory_gib() -> float:
+    """What training may take of the first device's memory; on a machine without an accelerator half of its own."""
+    import jax
+
+    stats = jax.devices()[0].memory_stats()
+    return stats["bytes_limit"] / 2**30 if stats and "bytes_limit" in stats else 0.5 * _memory_gib()
+
+
 def _package(name: str) -> tuple[str, str, bool]:
     try:
         return name, importlib.metadata.version(name), True
@@ -44,8 +52,12 @@ def _devices() -> tuple[str, str, bool]:
 
 
 def _cache() -> tuple[str, str, bool]:
-    from jaxseg.compilation import cache_folder
+    from jaxseg.compilation import cache_folder, cache_size, why_unusable
 
     folder = cache_folder()
-    entries = sum(1 for _ in folder.glob("*")) if folder.is_dir() else 0
-    return "compilation cache", f"{folder}: {entries} programs" + ("" if entries else " (cold: the first run compiles everything)"), True
+    obstacle = why_unusable(folder)
+    if obstacle is not None:
+        return "compilation cache", f"off, so that every run compiles everything: {obstacle}", True
+    programs, size = cache_size(folder)
+    state = f"{programs} programs, {size / 2**20:.1f} MiB" if programs else "cold: the first run compiles everything"
+    return "compilation cache", f"{folder}: {state}", True

@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 
 from jaxseg import __version__, report
+from jaxseg.data.archive import read_index
 from jaxseg.data.cases import Case, find_cases
 from jaxseg.data.io import load_label, load_volume
+from jaxseg.data.pseudonyms import may_name_people, pseudonymous
 from jaxseg.data.volume import Volume, to_grid
 from jaxseg.errors import InputError
 from jaxseg.files import read_json
@@ -86,7 +88,10 @@ def _overlays(summary: dict[str, Any], job: dict[str, Any], plan: dict[str, Any]
     ranked = sorted(scores, key=lambda case: (scores[case], case))
     chosen = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
     folder = Path(job["test"] or job["labelled"])
-    cases = {case.id: case for case in find_cases(folder, channels=job["channels"], label=job["label_name"])}
+    found = find_cases(folder, channels=job["channels"], label=job["label_name"])
+    if not job["keep_names"] and may_name_people(case.id for case in found):
+        found = pseudonymous(found, read_index(out / "index").salt)
+    cases = {case.id: case for case in found}
     parts: list[Figure] = []
     for name, case in chosen.items():
         png = _overlay(cases[case], out, f"{name}: {case}, Dice {scores[case]:.3f}", plan["recipe"]["channels"])
@@ -141,7 +146,7 @@ def _archive(summary: dict[str, Any]) -> Section:
     left_out = summary["index"]["left_out"]
     parts: list[Text | Table] = [Text(f"{summary['index']['ok']} unlabelled files could be used; {len(left_out)} were left out.")]
     if left_out:
-        rows = [[Path(item["path"]).name, item["reason"]] for item in left_out]
+        rows = [[item["path"], item["reason"]] for item in left_out]
         parts.append(Table(["scan", "why it was left out"], rows))
     return Section("The archive", parts)
 

@@ -14,11 +14,14 @@ from typing import Any
 
 import jax
 
+from jaxseg.audit import refuse_overlap
 from jaxseg.clock import StageClock
 from jaxseg.config import as_json
-from jaxseg.data.archive import index_archive
+from jaxseg.data.archive import index_archive, read_index
 from jaxseg.data.cases import Case, CaseSet, find_cases
+from jaxseg.data.duplicates import scans_of_cases, scans_of_store
 from jaxseg.data.preprocess import guess_recipe
+from jaxseg.data.pseudonyms import may_name_people, pseudonymous
 from jaxseg.data.store import Store, build_store
 from jaxseg.errors import ConfigError, InputError
 from jaxseg.evaluate import evaluate_cases, structures_of
@@ -30,6 +33,7 @@ from jaxseg.progress import bar
 from jaxseg.zoo import load_model
 
 ARMS = ("pretrained", "scratch")
+_NOT_REMEMBERED = ("out", "allow_overlap")  # settings that change no result
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class MainJob:
     minutes: float = 20.0
     seed: int = 0
     max_voxels: int = 600_000
+    keep_names: bool = False
+    allow_overlap: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Inputs:
 
     unlabelled: CaseSet
     labelled: CaseSet
-    test: tuple[Case, ...] | None
+    test: CaseSet | None
     left_out: list[dict[str, str]]
     ok: int
 
@@ -79,7 +85,7 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
     Without `job.test` the labelled cases that were not trained on are the test cases.
 
     Raises:
-        InputError, ConfigError, StorageError, Preempted: see `jaxseg.errors`.
+        InputError, ConfigError, StorageError, Preempted: see `jaxseg.errors`; a ConfigError also where test scans lie among the unlabelled.
     """
     for folder in (job.unlabelled, job.labelled, *([job.test] if job.test else [])):
         if not folder.is_dir():
@@ -96,6 +102,8 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
             stores = _prepare(job.out / "store", inputs, plan)
         training = _training_names(job, stores["labelled"], inputs)
         held_out = _held_out(inputs, stores["labelled"], training)
+        if not job.allow_overlap:
+            refuse_overlap(scans_of_store(stores["unlabelled"]), scans_of_cases(held_out), "test cases")
         models = _train(job.out, plan, trainers, training, clock)
         left_out = inputs.left_out + [
             {"path": item["name"], "reason": item["reason"]} for store in stores.values() for item in store.left_out
@@ -122,7 +130,10 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
 
 def _remember(job: MainJob) -> None:
     """Refuse to mix two jobs in one folder: what a stage left there would be kept although it belongs to other settings."""
-    path, wanted = job.out / "job.json", {name: _plain(value) for name, value in dataclasses.asdict(job).items() if name != "out"}
+    path, wanted = (
+        job.out / "job.json",
+        {name: _plain(value) for name, value in dataclasses.asdict(job).items() if name not in _NOT_REMEMBERED},
+    )
     if not path.is_file():
         write_json(path, wanted)
         return
@@ -147,13 +158,22 @@ def _read_inputs(job: MainJob) -> Inputs:
     unlabelled = _same_channels(find_cases(job.unlabelled, label=job.label_name), labelled.channels, job.unlabelled)
     test = None
     if job.test is not None:
-        test = _same_channels(find_cases(job.test, label=job.label_name), labelled.channels, job.test).cases
+        test = _same_channels(find_cases(job.test, label=job.label_name), labelled.channels, job.test)
     with bar("index") as progress:
-        index = index_archive([job.unlabelled], job.out / "index", progress=progress)
+        index = index_archive([job.unlabelled], job.out / "index", salt=None, resume=True, progress=progress)
+    unlabelled, labelled = (named(cases, job.out, keep=job.keep_names) for cases in (unlabelled, labelled))
+    test = test if test is None else named(test, job.out, keep=job.keep_names)
     broken = {Path(row["path"]).resolve(): row["reason"] for row in index.left_out}
-    images = {path.resolve() for case in unlabelled for path in case.images.values()}
-    left_out = [{"path": str(path), "reason": reason} for path, reason in broken.items() if path in images]
-    return Inputs(_without(unlabelled, set(broken)), labelled, test, left_out, ok=len(images - set(broken)))
+    images = {path.resolve(): f"{case.id}/{name}{''.join(path.suffixes[-2:])}" for case in unlabelled for name, path in case.images.items()}
+    left_out = [{"path": images[path], "reason": reason} for path, reason in broken.items() if path in images]
+    return Inputs(_without(unlabelled, set(broken)), labelled, test, left_out, ok=len(set(images) - set(broken)))
+
+
+def named(cases: CaseSet, out: Path, *, keep: bool) -> CaseSet:
+    """The cases under ids that name nobody: their own where these are codes (or `keep`), else the keys that the job's index gives them."""
+    if keep or not may_name_people(case.id for case in cases):
+        return cases
+    return pseudonymous(cases, read_index(out / "index").salt)
 
 
 def _same_channels(cases: CaseSet, channels: Sequence[str], folder: Path) -> CaseSet:
@@ -223,7 +243,7 @@ def _training_names(job: MainJob, store: Store, inputs: Inputs) -> tuple[str, ..
 
 def _held_out(inputs: Inputs, store: Store, training: tuple[str, ...]) -> tuple[Case, ...]:
     if inputs.test is not None:
-        return inputs.test
+        return inputs.test.cases
     return tuple(case for case in inputs.labelled.labelled if case.id not in training and case.id in store.names)
 
 

@@ -45,8 +45,8 @@ def test_help_lists_every_verb(capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(["--help"])
     assert exit_info.value.code == 0
-    text = capsys.readouterr().out
-    for verb in "demo run index prepare pretrain finetune segment evaluate report models doctor".split():
+    text = capsys.readouterr().out.replace("\n", " ")
+    for verb in "demo run index prepare pretrain finetune segment evaluate report models convert export-torch doctor".split():
         assert f"    {verb} " in text
 
 

@@ -3,6 +3,7 @@
 `layouts` knows the ways in which people lay out a folder.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from jaxseg.errors import InputError
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's scan: a file per channel, perhaps a label, perhaps a split.
+    """One patient's scan: a file per channel, perhaps a label, perhaps a split, perhaps a mask of the brain or body.
 
-    A 4-D file stands under each of its channels; `packed` then names all channels in the order of the file.
+    A 4-D file stands under each of its channels; `packed` then names all channels in the order of the file. `fold` is that of a published
+    cross-validation.
     """
 
     id: str
@@ -24,6 +26,8 @@ class Case:
     label: Path | None = None
     split: str | None = None
     packed: tuple[str, ...] = ()
+    mask: Path | None = None
+    fold: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,10 @@ class CaseSet:
 def find_cases(folder: str | Path, *, channels: Sequence[str] | None = None, label: str | None = None) -> CaseSet:
     """Sort the NIfTI files of a folder into cases, by their names alone (a broken scan is found like any other).
 
-    Understands, in this order: a `dataset.json` here or one level below (nnU-Net, Medical Decathlon); `imagesTr/` or `images/` with
-    `labelsTr/` or `labels/`; a folder per case (`STS_001/T1.nii.gz`); one flat folder (`ID_T1.nii.gz`, `ID_seg.nii.gz`).
-    Files are matched by name; hidden files and brain masks are passed over.
+    Understands, in this order: a `dataset.json` here or one level below (nnU-Net, Medical Decathlon); BIDS (`sub-01/[ses-1/]anat/`, with
+    labels beside the images or in `derivatives/`); `imagesTr/` or `images/` with `labelsTr/` or `labels/`; a folder per case
+    (`STS_001/T1.nii.gz`); one flat folder (`ID_T1.nii.gz`, `ID_seg.nii.gz`).
+    Files are matched by name; hidden files are passed over. A brain mask is neither image nor label: it is the case's `mask`.
 
     Args:
         channels: use these channels in this order (any case of letters); a case that lacks one is kept without it.
@@ -100,9 +105,11 @@ def _case(folder: Path, case: str, split: str | None, files: list[Found], label:
             f"{folder}: case {case} has {len(labels)} files that may be its label: {names}; say which with label= (--label-name)"
         )
     if not images:
-        raise InputError(f"{folder}: case {case} has a label ({labels[0].path.name}) but no image; add its image or move the label away")
+        kind, lone = ("label", labels[0]) if labels else ("mask", files[0])
+        raise InputError(f"{folder}: case {case} has a {kind} ({lone.path.name}) but no image; add its image or move the {kind} away")
     packed = tuple(images) if len(images) > len(set(images.values())) else ()
-    return Case(case, images, labels[0].path if labels else None, split, packed)
+    masks = [file.path for file in files if file.role == "mask"]
+    return Case(case, images, labels[0].path if labels else None, split, packed, masks[0] if len(masks) == 1 else None)
 
 
 def _name_lone_images(cases: list[Case], declared: Declared) -> list[Case]:
@@ -111,7 +118,7 @@ def _name_lone_images(cases: list[Case], declared: Declared) -> list[Case]:
     lone = all(len(case.images) == 1 for case in cases) and len(names) == len(cases) > 1
     if declared.channels or not lone or any(layouts.is_modality(name) for name in names):
         return cases
-    return [Case(case.id, {"image": next(iter(case.images.values()))}, case.label, case.split) for case in cases]
+    return [dataclasses.replace(case, images={"image": next(iter(case.images.values()))}) for case in cases]
 
 
 def _check_unique(folder: Path, cases: list[Case]) -> None:
@@ -140,5 +147,5 @@ def _case_set(folder: Path, cases: list[Case], declared: Declared, kind: str, ch
             raise InputError(
                 f"{folder}: case {case.id} has none of the channels {', '.join(spelling.values())}; it has {', '.join(case.images)}"
             )
-        chosen.append(Case(case.id, kept, case.label, case.split, case.packed))
+        chosen.append(dataclasses.replace(case, images=kept))
     return CaseSet(tuple(chosen), tuple(spelling.values()), declared.labels, kind, declared.regions)

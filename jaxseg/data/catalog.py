@@ -82,8 +82,13 @@ class Store:
         return tuple(name for name, entry in self._entries.items() if entry.labelled)
 
     def hashes(self, names: Sequence[str]) -> dict[str, str]:
-        """For a model's card: the hash of each case's files and recipe, under the patient's key, never under the case's name."""
-        return {self.entry(name).patient: self.entry(name).inputs for name in names}
+        """For a model's card: the hash of each case's files and recipe, under its own beginning: a key made of a name could be guessed."""
+        return {self.entry(name).inputs[:16]: self.entry(name).inputs for name in names}
+
+    def contents(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """For a model's card: hashes and fingerprints of the cases' images, by which copies are found whatever the recipe; no names."""
+        contents = [self.entry(name).info.get("content") for name in names]
+        return sorted((content for content in contents if content), key=lambda content: content["sha256"])
 
     @property
     def cache(self) -> Path:

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
+from jaxseg.data.nyul import landmarks, match_histogram
 from jaxseg.errors import ConfigError
 
 CT_WINDOW = (-1000.0, 1000.0)  # HU
@@ -14,8 +15,8 @@ _CONSTANT_BORDER = 0.7  # share of border voxels with one value that makes it a 
 
 
 def check_rule(rule: str) -> tuple[float, float] | None:
-    """The HU window of a "ct" rule, None for "zscore" and "percentile"; ConfigError for anything else."""
-    if rule in ("zscore", "percentile"):
+    """The HU window of a "ct" rule, None for "zscore", "percentile" and "nyul"; ConfigError for anything else."""
+    if rule in ("zscore", "percentile", "nyul"):
         return None
     if rule == "ct":
         return CT_WINDOW
@@ -25,7 +26,7 @@ def check_rule(rule: str) -> tuple[float, float] | None:
     except ValueError:
         low, high = 0.0, 0.0
     if kind != "ct" or not low < high:
-        raise ConfigError(f"intensity rule {rule!r}: choose zscore, percentile, ct, or ct:LOW:HIGH in HU such as ct:-200:300")
+        raise ConfigError(f"intensity rule {rule!r}: choose zscore, percentile, nyul, ct, or ct:LOW:HIGH in HU such as ct:-200:300")
     return low, high
 
 
@@ -64,11 +65,14 @@ def own_foreground(plane: Float[np.ndarray, "x y z"], rule: str) -> Bool[np.ndar
     return _above_air(plane, low, high)
 
 
-def normalise(plane: Float[np.ndarray, "x y z"], mask: Bool[np.ndarray, "x y z"], rule: str) -> tuple[Float[np.ndarray, "x y z"], bool]:
+def normalise(
+    plane: Float[np.ndarray, "x y z"], mask: Bool[np.ndarray, "x y z"], rule: str, scale: Sequence[float] = ()
+) -> tuple[Float[np.ndarray, "x y z"], bool]:
     """Intensities on a common scale, float32, and whether the channel was constant (then it becomes 0).
 
     - "zscore": mean 0, standard deviation 1 over the body `mask`; air becomes 0.
     - "percentile": the body's 0.5 % to 99.5 % to 0..1, clipped; air becomes 0.
+    - "nyul": the body's histogram matched to `scale` (`nyul.match_histogram`); air becomes 0.
     - "ct", "ct:LOW:HIGH": HU clipped to the window (-1000..1000), which becomes -2..2; air becomes -2.
     """
     window = check_rule(rule)
@@ -79,12 +83,19 @@ def normalise(plane: Float[np.ndarray, "x y z"], mask: Bool[np.ndarray, "x y z"]
         scaled = (np.clip(plane, low, high) - (low + high) / 2) * (4 / (high - low))
     else:
         values = _in_view(plane, mask)
-        if rule == "percentile":
+        if rule == "nyul":
+            scaled = match_histogram(plane, landmarks(values), scale)
+        elif rule == "percentile":
             low, high = np.percentile(values, (0.5, 99.5))
             scaled = (np.clip(plane, low, high) - low) / ((high - low) or 1.0)
         else:
             scaled = (plane - values.mean(dtype=np.float64)) / (values.std(dtype=np.float64) or 1.0)
     return np.where(mask, scaled, air_value(rule)).astype(np.float32), False
+
+
+def scan_landmarks(plane: Float[np.ndarray, "x y z"], mask: Bool[np.ndarray, "x y z"]) -> Float[np.ndarray, " 11"]:
+    """The landmarks that the rule "nyul" finds in a channel, for learning its scale."""
+    return landmarks(_in_view(plane, mask))
 
 
 def _in_view(plane: np.ndarray, mask: np.ndarray, share: float = 0.05) -> np.ndarray:

@@ -4,9 +4,9 @@ The sample with global number `id` depends on `(seed, id)` alone, so the same ru
 interrupted or not. Crops are read out of memory maps by grain's threads while the device computes.
 """
 
-import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grain
@@ -14,28 +14,41 @@ import numpy as np
 
 from jaxseg.data.cache import IGNORE, CaseArrays
 from jaxseg.data.catalog import Store
-from jaxseg.errors import CheckpointError, ConfigError, InputError
+from jaxseg.data.mixture import Mixture, Source, check_sources, owners_of_labels
+from jaxseg.errors import CheckpointError, ConfigError
 
 Batch = dict[str, np.ndarray]
 Shape = tuple[int, int, int]
 
 # Ids are int32 on the device.
 MAX_SAMPLES = 2**31 - 1
-# Tells the random streams of the case order and of the crops apart.
-_ORDER, _CROP = 0, 1
+# The random stream of the crops; `mixture` has those of the orders.
+_CROP = 1
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a crop comes from: the store, the case, its lowest corner and size in voxels of the case (the corner is negative in padding)."""
+
+    store: str
+    case: str
+    origin: Shape
+    crop: Shape
 
 
 class CropLoader:
     """Endless iterator of batches of random crops.
 
     Args:
-        store: an open store (`open_store`).
-        names: the cases to draw from; every epoch visits each once, in an order of its own.
+        store: an open store (`open_store`), or several `Source`s that are mixed by their weights.
+        names: the cases to draw from where one store is given; every epoch visits each once, in an order of its own.
         crop: voxels along x, y, z. A smaller volume is centred in the crop and padded.
         batch: samples per batch over all processes together.
         seed: of the case order and the crops.
         foreground: the share of samples whose crop holds a voxel of a random label, anywhere in it; the others hold a random body voxel
             at their centre, as far as the volume's borders allow.
+        balanced: draw a label first, evenly among all that the cases hold, and then a case that holds it, for every crop that must hold one:
+            a label that few cases have is seen as often as any other. (An epoch then no longer visits each case once.)
         labelled: whether batches carry `label`; every case must then have one.
         process: (index, count) of this process among those that train together.
         threads: threads that read ahead; 0 reads in the caller.
@@ -53,21 +66,25 @@ class CropLoader:
 
     def __init__(
         self,
-        store: Store,
-        names: Sequence[str],
+        store: Store | Sequence[Source],
+        names: Sequence[str] = (),
         *,
         crop: Shape,
         batch: int,
         seed: int,
         foreground: float = 0.0,
+        balanced: bool = False,
         labelled: bool = False,
         process: tuple[int, int] = (0, 1),
         threads: int = 2,
     ) -> None:
+        sources = (Source(store, tuple(names)),) if isinstance(store, Store) else tuple(store)
         _check(crop, batch, seed, foreground, labelled, process)
-        _check_names(store, names, labelled)
-        self._settings = {"seed": seed, "batch": batch, "cases": hashlib.sha256("\n".join(names).encode()).hexdigest()}
-        samples = _Samples(store, tuple(names), crop, batch, seed, foreground, labelled, process)
+        if balanced and not foreground:
+            raise ConfigError("balanced decides which label a crop holds: with foreground=0 no crop must hold one")
+        check_sources(sources, labelled)
+        self._settings = {"seed": seed, "batch": batch, "cases": _digest(sources, balanced)}
+        self._samples = samples = _Samples(Mixture(sources, seed), crop, batch, foreground, balanced, labelled, process)
         batches = grain.MapDataset.source(samples).batch(batch // process[1], drop_remainder=True)
         # Two batches ahead of each thread: enough to hide a slow case, little memory.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
@@ -92,6 +109,10 @@ class CropLoader:
             )
         self._iterator.set_state(state["grain"])
 
+    def provenance(self, id: int) -> Provenance:
+        """Where the sample with this number (`batch["id"]`) comes from. Nothing but the case's label and mask positions is read."""
+        return self._samples.provenance(int(id))
+
     def close(self) -> None:
         """Stop the reading threads."""
         self._iterator.close()
@@ -102,18 +123,17 @@ class _Samples:
 
     def __init__(
         self,
-        store: Store,
-        names: tuple[str, ...],
+        mixture: Mixture,
         crop: Shape,
         batch: int,
-        seed: int,
         foreground: float,
+        balanced: bool,
         labelled: bool,
         process: tuple[int, int],
     ) -> None:
-        self.store, self.names, self.crop, self.seed, self.foreground, self.labelled = store, names, crop, seed, foreground, labelled
+        self.mixture, self.crop, self.seed, self.foreground, self.labelled = mixture, crop, mixture.seed, foreground, labelled
         self.batch, self.process = batch, process
-        self._order = functools.lru_cache(4)(self._permutation)
+        self.owners = [owners_of_labels(source) for source in mixture.sources] if balanced else None
 
     def __len__(self) -> int:
         return MAX_SAMPLES // self.batch * (self.batch // self.process[1])
@@ -125,22 +145,38 @@ class _Samples:
 
     def sample(self, id: int) -> Batch:
         """The sample with this global number."""
-        epoch, place = divmod(id, len(self.names))
-        name = self.names[self._order(epoch)[place]]
+        source, name, label, rng = self._choose(id)
         try:
-            return self._crop(name, id)
+            return self._crop(self.mixture.sources[source].store, name, label, rng, id)
         except Exception as error:
             # The traceback is the reader's own; the case is the last line of what is printed.
             error.add_note(f"while reading sample {id} from case {name}")
             raise
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([_ORDER, self.seed, epoch]).permutation(len(self.names))
+    def provenance(self, id: int) -> Provenance:
+        """Where the sample with this global number comes from."""
+        source, name, label, rng = self._choose(id)
+        store = self.mixture.sources[source].store
+        x, y, z = choose_origin(store.arrays(name), self.crop, self._share(label), rng, label=label).tolist()
+        return Provenance(str(store.path), name, (x, y, z), self.crop)
 
-    def _crop(self, name: str, id: int) -> Batch:
-        entry, arrays = self.store.entry(name), self.store.arrays(name)
+    def _choose(self, id: int) -> tuple[int, str, int | None, np.random.Generator]:
+        """(number of the source, case, label that the crop must hold if that is settled, the generator of its place)."""
+        source, name = self.mixture.case(id)
         rng = np.random.default_rng([_CROP, self.seed, id])
-        origin = choose_origin(arrays, self.crop, self.foreground, rng)
+        owners = {} if self.owners is None else self.owners[source]
+        if not owners or rng.random() >= self.foreground:
+            return source, name, None, rng
+        label = list(owners)[rng.integers(len(owners))]
+        return source, owners[label][rng.integers(len(owners[label]))], label, rng
+
+    def _share(self, label: int | None) -> float:
+        """The share of crops that hold a label, as far as it is not settled yet."""
+        return self.foreground if self.owners is None else float(label is not None)
+
+    def _crop(self, store: Store, name: str, label: int | None, rng: np.random.Generator, id: int) -> Batch:
+        entry, arrays = store.entry(name), store.arrays(name)
+        origin = choose_origin(arrays, self.crop, self._share(label), rng, label=label)
         air = np.asarray(entry.air, np.float32)
         sample = {
             "image": cut(arrays.image, origin, self.crop, air.astype(np.float16)),
@@ -155,15 +191,15 @@ class _Samples:
         return sample
 
 
-def choose_origin(arrays: CaseArrays, crop: Shape, foreground: float, rng: np.random.Generator) -> np.ndarray:
+def choose_origin(arrays: CaseArrays, crop: Shape, foreground: float, rng: np.random.Generator, *, label: int | None = None) -> np.ndarray:
     """The crop's lowest corner (3,) in voxels; negative along an axis where the volume is smaller than the crop (it is then centred).
 
-    With probability `foreground` a voxel of a random label lies in the crop, uniformly anywhere before the crop is moved inside the volume
+    With probability `foreground` a voxel of a random label (or of `label`) lies in the crop, uniformly anywhere before the crop is moved inside the volume
     (a lesion that is always central teaches the network to look at the centre); otherwise a body voxel is its centre.
     """
     shape, size = np.asarray(arrays.mask.shape), np.asarray(crop)
     if arrays.foreground and rng.random() < foreground:
-        labels = sorted(arrays.foreground)
+        labels = sorted(arrays.foreground) if label is None else [label]
         voxel, place = _pick(arrays.foreground[labels[rng.integers(len(labels))]], rng), rng.integers(size)
     elif len(arrays.body):
         voxel, place = _pick(arrays.body, rng), size // 2
@@ -203,9 +239,9 @@ def _check(crop: Shape, batch: int, seed: int, foreground: float, labelled: bool
         raise ConfigError("foreground needs labels: with labelled=False nothing may depend on them")
 
 
-def _check_names(store: Store, names: Sequence[str], labelled: bool) -> None:
-    if not names:
-        raise InputError(f"{store.path}: no case to draw crops from")
-    missing = [name for name in names if not store.entry(name).labelled and labelled]
-    if missing:
-        raise InputError(f"{store.path}: {len(missing)} of {len(names)} cases have no label, among them {', '.join(missing[:5])}")
+def _digest(sources: Sequence[Source], balanced: bool) -> str:
+    """What decides which cases are drawn; for one store the hash of its names alone, as positions saved before others could be mixed have it."""
+    lines = list(sources[0].names)
+    if len(sources) > 1:
+        lines = [f"{source.weight!r}:{name}" for source in sources for name in ("", *source.names)]
+    return hashlib.sha256("\n".join([*lines, *(["balanced"] if balanced else [])]).encode()).hexdigest()

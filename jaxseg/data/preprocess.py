@@ -11,13 +11,18 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from jaxseg.data.cases import Case
-from jaxseg.data.intensity import body_mask, normalise, own_foreground
-from jaxseg.data.io import load_label, load_volume
+from jaxseg.data.intensity import body_mask, check_rule, normalise, own_foreground, scan_landmarks
+from jaxseg.data.io import load_label
+from jaxseg.data.itk import correct_bias
+from jaxseg.data.nyul import standard_scale
 from jaxseg.data.recipe import IGNORE, Recipe, guess_recipe
-from jaxseg.data.volume import Grid, Volume, resample_to_spacing, stack_channels, to_grid, to_ras
+from jaxseg.data.skull import brain_mask
+from jaxseg.data.spline import resample_by_splines, sample_by_splines
+from jaxseg.data.stacking import load_case, stack_case, stack_loaded
+from jaxseg.data.volume import Grid, Volume, resample_to_spacing, to_grid, to_ras
 from jaxseg.errors import GeometryError, InputError, ShapeError
 
-__all__ = ["Prepared", "Recipe", "apply_recipe", "guess_recipe", "load_case", "prepare_case"]
+__all__ = ["Prepared", "Recipe", "apply_recipe", "guess_recipe", "learn_scales", "load_case", "prepare_case"]
 
 MARGIN = 3  # voxels kept around the body's box
 
@@ -51,7 +56,7 @@ def prepare_case(case: Case, recipe: Recipe) -> Prepared:
     reference = 0 if label is None else _reference(case, volumes, label)
     mapped = None if label is None else _map_values(case, label, recipe)
     try:
-        stacked = stack_channels(volumes, on=reference)
+        stacked = stack_loaded(case, volumes, recipe, on=reference)
         image, mask, grid, present, found = _apply(stacked, recipe, mapped)
     except ShapeError as error:
         raise InputError(f"case {case.id}: {error}") from None
@@ -78,46 +83,87 @@ def apply_recipe(
     return image, mask, grid, present
 
 
-def load_case(case: Case, channels: Sequence[str]) -> list[Volume]:
-    """Those of `channels` that the case has, one volume per file, in the order of `channels`; `stack_channels` puts them on one grid.
-
-    Raises:
-        InputError: the case has none of them, or a file cannot be read.
-    """
-    spelled = {name.lower(): name for name in case.images}
-    wanted = [spelled[name.lower()] for name in channels if name.lower() in spelled]
-    if len(channels) == len(case.images) == 1:
-        wanted = list(case.images)
-    if not wanted:
-        raise InputError(f"case {case.id}: has {', '.join(case.images)}, none of the recipe's channels {', '.join(channels)}")
-    if not case.packed:
-        return [load_volume(case.images[name], channels=[name]) for name in wanted]
-    volume = load_volume(case.images[wanted[0]], channels=case.packed)
-    kept = [case.packed.index(name) for name in wanted]
-    return [replace(volume, array=volume.array[..., kept], channels=tuple(wanted))]
-
-
 def _apply(volume: Volume, recipe: Recipe, label: Volume | None):
-    places = _match(volume, recipe.channels)
-    scan = to_ras(volume)
-    volume = resample_to_spacing(scan, recipe.spacing)
-    mask = _body(scan, volume.grid, [recipe.intensity[place] for place in places])
+    scan, places, mask = _oriented(volume, recipe)
+    volume = _resample(scan, recipe)
+    mask = _on_grid(mask, scan, volume.grid)
     planes = {place: volume.array[..., i] for i, place in enumerate(places)}
-    found = None if label is None else to_grid(label, volume.grid, labels=True).array[..., 0]
+    found = None if label is None else _resample_label(label, scan, volume.grid, recipe)
     box = _box(mask if found is None else mask | (found > 0)) if recipe.crop else (slice(None),) * 3
     grid, mask = _cropped(volume.grid, box), np.ascontiguousarray(mask[box])
     image = np.zeros((*grid.shape, len(recipe.channels)), np.float32)
     for place, plane in planes.items():
-        image[..., place], constant = normalise(plane[box], mask, recipe.intensity[place])
+        channel = recipe.channels[place]
+        image[..., place], constant = normalise(plane[box], mask, recipe.intensity[place], recipe.landmarks.get(channel, ()))
         if constant:
-            warnings.warn(f"{_name(volume)}: channel {recipe.channels[place]} is constant; it becomes 0 everywhere", stacklevel=3)
+            warnings.warn(f"{_name(volume)}: channel {channel} is constant; it becomes 0 everywhere", stacklevel=3)
     present = np.array([place in planes for place in range(len(recipe.channels))])
     return image, mask, grid, present, None if found is None else np.ascontiguousarray(found[box])
 
 
-def _body(scan: Volume, grid: Grid, rules: list[str]) -> Bool[np.ndarray, "x y z"]:
-    """The body on `grid`, found at the scan's own resolution: resampling blurs the edge of a constant background outwards."""
+def learn_scales(cases: Sequence[Case], recipe: Recipe, channels: Sequence[str], *, sample: int = 32) -> Recipe:
+    """`recipe` with the rule "nyul" for `channels`, and their landmarks learnt from at most `sample` of the cases, evenly picked.
+
+    Scans that cannot be read are passed over here (preparing them says what is wrong).
+
+    Raises:
+        InputError: a channel that no readable scan has, or that is constant in all of them.
+    """
+    plain = tuple("percentile" if name in channels else rule for name, rule in zip(recipe.channels, recipe.intensity))
+    recipe = replace(recipe, intensity=plain, landmarks={})
+    found: dict[str, list[np.ndarray]] = {name: [] for name in channels}
+    for i in np.unique(np.linspace(0, len(cases) - 1, min(sample, len(cases))).round().astype(int)):
+        try:
+            scan, places, mask = _oriented(stack_case(cases[i], recipe), recipe)
+        except (InputError, ShapeError):
+            continue
+        volume = _resample(scan, recipe)
+        mask = _on_grid(mask, scan, volume.grid)
+        for plane, place in zip(np.moveaxis(volume.array, 3, 0), places, strict=True):
+            if (name := recipe.channels[place]) in found:
+                found[name].append(scan_landmarks(plane, mask))
+    rules = tuple("nyul" if name in channels else rule for name, rule in zip(recipe.channels, recipe.intensity))
+    return replace(recipe, intensity=rules, landmarks={name: list(standard_scale(marks)) for name, marks in found.items()})
+
+
+def _oriented(volume: Volume, recipe: Recipe) -> tuple[Volume, list[int], Bool[np.ndarray, "x y z"]]:
+    """(scan in RAS without bias fields, the place in the recipe of each channel, the body): all at the scan's own resolution."""
+    places = _match(volume, recipe.channels)
+    scan = to_ras(volume)
+    rules = [recipe.intensity[place] for place in places]
+    if recipe.n4:
+        planes = [
+            plane if check_rule(rule) else correct_bias(plane, own_foreground(plane, rule), scan.spacing)
+            for plane, rule in zip(np.moveaxis(scan.array, 3, 0), rules, strict=True)
+        ]
+        scan = replace(scan, array=np.stack(planes, -1))
+    # Found here and not on the new grid: resampling blurs the edge of a constant background outwards.
     mask = body_mask([own_foreground(scan.array[..., i], rule) for i, rule in enumerate(rules)])
+    if recipe.strip == "surface":
+        mask = mask & _brain(scan, rules)
+    return scan, places, mask
+
+
+def _brain(scan: Volume, rules: list[str]) -> Bool[np.ndarray, "x y z"]:
+    magnetic = [i for i, rule in enumerate(rules) if check_rule(rule) is None]
+    if not magnetic:
+        raise InputError(f"{_name(scan)}: skull stripping needs a channel that is no CT; found {', '.join(scan.channels)}")
+    return brain_mask(scan.array[..., magnetic[0]], scan.spacing)
+
+
+def _resample(scan: Volume, recipe: Recipe) -> Volume:
+    resample = resample_by_splines if recipe.resampling == "nnunet" else resample_to_spacing
+    return resample(scan, recipe.spacing)
+
+
+def _resample_label(label: Volume, scan: Volume, grid: Grid, recipe: Recipe) -> UInt8[np.ndarray, "x y z"]:
+    label = to_ras(label)
+    # A label drawn on the scan's grid goes the image's way; any other one by world coordinates.
+    along = recipe.resampling == "nnunet" and label.grid.same_as(scan.grid)
+    return (sample_by_splines(label, grid, labels=True) if along else to_grid(label, grid, labels=True)).array[..., 0]
+
+
+def _on_grid(mask: Bool[np.ndarray, "x y z"], scan: Volume, grid: Grid) -> Bool[np.ndarray, "x y z"]:
     if grid is scan.grid:
         return mask
     share = to_grid(Volume(mask[..., None].astype(np.float32), scan.affine, ("body",)), grid, fill=0.0).array[..., 0]

@@ -4,8 +4,9 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +14,17 @@ from jaxseg.data.cases import Case, CaseSet
 from jaxseg.data.intensity import check_rule
 from jaxseg.data.io import load_label, load_volume, read_grid
 from jaxseg.data.layouts import modality
+from jaxseg.data.nyul import check_scale
 from jaxseg.data.volume import Grid
 from jaxseg.errors import ConfigError, InputError
 
 IGNORE = 255
+RESAMPLING = ("linear", "nnunet")
+STRIPPING = ("", "mask", "surface")
+REGISTRATION = ("", "rigid", "affine")
 _RULES = {"CT": "ct"}
+# Fields that came later count in a case's hash only where they are set, so that stores made before stay valid.
+_LATER = ("resampling", "landmarks", "strip", "n4", "register")
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,16 @@ class Recipe:
     Attributes:
         channels: names in the order of the array's last axis.
         spacing: mm along x, y, z of the array.
-        intensity: one rule a channel: "zscore", "percentile", "ct" or "ct:LOW:HIGH" (see `intensity.normalise`).
+        intensity: one rule a channel: "zscore", "percentile", "nyul", "ct" or "ct:LOW:HIGH" (see `intensity.normalise`).
         orientation: of the array's axes; RAS is the only one.
         crop: whether the array ends at the body's box.
         labels: name → value in the label files, or values of a region; a label called "ignore" is left out of training.
         regions: whether labels are overlapping regions.
+        resampling: "linear" (low-pass filtered where voxels get coarser) or "nnunet" (`spline`: cubic, a coarse axis by itself).
+        landmarks: for each channel with the rule "nyul", the scale that its histogram is matched to (`nyul.standard_scale`).
+        strip: "" keeps the whole head; "mask" keeps what the case's own brain mask holds; "surface" finds the brain (`skull.brain_mask`).
+        n4: whether each channel that is no CT is freed of its bias field first (`itk.correct_bias`).
+        register: "" trusts the scanner's frame; "rigid" or "affine" lays every channel over the one that labels were drawn on.
     """
 
     channels: tuple[str, ...]
@@ -41,6 +53,11 @@ class Recipe:
     crop: bool = True
     labels: dict[str, int | list[int]] = field(default_factory=dict)
     regions: bool = False
+    resampling: str = "linear"
+    landmarks: dict[str, list[float]] = field(default_factory=dict)
+    strip: str = ""
+    n4: bool = False
+    register: str = ""
 
     def __post_init__(self) -> None:
         if not self.channels or len(set(self.channels)) != len(self.channels):
@@ -53,10 +70,20 @@ class Recipe:
             raise ConfigError(f"recipe: spacing {self.spacing} must be three positive numbers in mm")
         if self.orientation != "RAS":
             raise ConfigError(f"recipe: orientation {self.orientation!r}; arrays are always RAS")
+        for name, known in (("resampling", RESAMPLING), ("strip", STRIPPING), ("register", REGISTRATION)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"recipe: {name} is {getattr(self, name)!r}; choose among {', '.join(map(repr, known))}")
+        for channel, rule in zip(self.channels, self.intensity):
+            if rule == "nyul":
+                check_scale(channel, self.landmarks.get(channel, ()))
         if any(not isinstance(value, int) for value in self.labels.values()) and not self.regions:
             raise ConfigError("recipe: a label with several values is a region; set regions=True")
         if len(self.values) >= IGNORE or any(value < 0 for value in self.values):
             raise ConfigError(f"recipe: label values must be positive, at most {IGNORE - 1} different ones; found {self.values}")
+
+    def content(self) -> dict[str, Any]:
+        """What decides the arrays, as JSON data: the part of a recipe that a case's hash covers."""
+        return {name: value for name, value in asdict(self).items() if name not in _LATER or (value and value != "linear")}
 
     @property
     def values(self) -> tuple[int, ...]:

@@ -14,15 +14,21 @@ Position = Float[Array, "x y z 3"]
 
 
 def affine_coordinates(
-    shape: tuple[int, ...], spacing: Float[Array, "3"], angles: Float[Array, "3"], scale: Float[Array, ""]
+    shape: tuple[int, ...],
+    spacing: Float[Array, "3"],
+    angles: Float[Array, "3"],
+    scale: Float[Array, ""] | Float[Array, "3"],
+    shift: Position | None = None,
 ) -> tuple[Position, Bool[Array, "x y z"]]:
     """Where each output voxel lies in the input after a rotation (radians about x, y, z) and a magnification about the centre, in mm.
 
+    `scale` is one factor or one per output axis; `shift` (voxels) displaces the output voxels before they are turned and scaled.
     Returns the positions, clipped to the input, and whether they were inside it (to half a voxel beyond the outermost centres).
     """
     size = jnp.asarray(shape, jnp.float32)
     centre = (size - 1) / 2
     offset = jnp.stack(jnp.meshgrid(*[jnp.arange(n, dtype=jnp.float32) for n in shape], indexing="ij"), -1) - centre
+    offset = offset if shift is None else offset + shift
     matrix = Rotation.from_euler("xyz", angles).as_matrix() * spacing / spacing[:, None] / scale
     # Written out rather than as a matmul, which a GPU or TPU would round to fewer bits than a position needs.
     where = centre + sum(offset[..., axis, None] * matrix[:, axis] for axis in range(3))
@@ -53,8 +59,8 @@ def _flat_index(index: Array, shape: tuple[int, ...]) -> Array:
     return (index[..., 0] * shape[1] + index[..., 1]) * shape[2] + index[..., 2]
 
 
-def separable(image: Float[Array, "x y z c"], matrices: Sequence[Float[Array, "n n"]]) -> Float[Array, "x y z c"]:
-    """Apply one (n, n) matrix along each axis. Matrix products, because they are what every backend does fastest."""
+def separable(image: Float[Array, "x y z c"], matrices: Sequence[Float[Array, "n m"]]) -> Float[Array, "x2 y2 z2 c"]:
+    """Apply one matrix (new size, old size) along each axis. Matrix products, because they are what every backend does fastest."""
     x, y, z = matrices
     image = jnp.einsum("ix,xyzc->iyzc", x, image, precision="highest")
     image = jnp.einsum("iy,xyzc->xizc", y, image, precision="highest")

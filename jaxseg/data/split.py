@@ -1,6 +1,6 @@
 """Which cases of a store a run uses: read from a split file, so that anybody can use the same ones. Called by pretrain and finetune."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jaxseg.errors import ConfigError
@@ -25,6 +25,20 @@ def select_cases(names: Sequence[str], split: str = "", count: int | None = None
     if count is not None and not 0 < count <= len(chosen):
         raise ConfigError(f"{count} cases were asked for, but {split or 'the store'} has {len(chosen)}")
     return chosen[:count]
+
+
+def refuse_shared_patients(patients: Mapping[str, str], first: Iterable[str], second: Iterable[str], what: str) -> None:
+    """ConfigError if a patient has cases in both lists.
+
+    Args:
+        patients: case name → patient key, as a store's entries say.
+        what: how the message calls the two lists, such as "labelled cases and test cases".
+    """
+    owners = {patients[name]: name for name in first}
+    shared = [(owners[patients[name]], name) for name in second if patients[name] in owners and owners[patients[name]] != name]
+    if shared:
+        shown = ", ".join(f"{one} and {other}" for one, other in shared[:6]) + (", …" if len(shared) > 6 else "")
+        raise ConfigError(f"{what} share {len(shared)} patients ({shown}): keep all cases of a patient on one side of the split")
 
 
 def _from_file(split: str) -> tuple[str, ...]:

@@ -1,23 +1,23 @@
-"""One case prepared and put down as one staging file, so that a killed preparation goes on where it was. Called by `store.build_store`.
+"""One case prepared and put down as one staging file, so that a killed preparation goes on where it was. Called by `workers`, `beam` and `store`.
 
 Kept free of jax and tensorflow-datasets: worker processes import this module and nothing heavier.
 """
 
-import concurrent.futures
+import base64
 import hashlib
 import json
-import multiprocessing
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxseg.data.archive.values import examine
 from jaxseg.data.cases import Case
+from jaxseg.data.io.decoded import Rules
+from jaxseg.data.io.scans import decode_scan, find_scans
 from jaxseg.data.preprocess import Prepared, prepare_case
 from jaxseg.data.recipe import Recipe
 from jaxseg.errors import InputError, JaxsegError
@@ -49,30 +49,58 @@ def file_stem(name: str) -> str:
 
 def inputs_hash(case: Case, recipe: Recipe) -> str:
     """SHA-256 over the recipe, the channel names and the bytes of every file of the case; InputError when a file is missing."""
-    files: dict[str, Path | None] = {**case.images, "label:": case.label}
-    digest = hashlib.sha256(json.dumps([FORMAT, asdict(recipe)], sort_keys=True, default=str).encode())
+    files: dict[str, Path | None] = {**case.images, "label:": case.label, "mask:": case.mask if recipe.strip == "mask" else None}
+    digest = hashlib.sha256(json.dumps([FORMAT, recipe.content()], sort_keys=True, default=str).encode())
     for channel, path in files.items():
         if path is None:
             continue
         try:
-            digest.update(f"{channel}={sha256_of(path)};".encode())
+            # A DICOM series is a folder.
+            parts = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
+            digest.update(f"{channel}={','.join(map(sha256_of, parts))};".encode())
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); it belongs to case {case.id}") from error
     return digest.hexdigest()
+
+
+def without_paths(message: str, case: Case) -> str:
+    """A message about a case that names its files by their channels: paths and file names may name people."""
+    files: dict[str, Path] = {**case.images, **({"label": case.label} if case.label else {}), **({"mask": case.mask} if case.mask else {})}
+    for channel, path in files.items():
+        called = channel + "".join(path.suffixes[-2:])
+        message = called.join(re.split(rf"(?:{re.escape(str(path))}|(?<![\w/]){re.escape(path.name)}(?!\w))", message))
+    return message
 
 
 def stage(job: Job) -> str | None:
     """Prepare one case and write its staging file; None, or the reason why the case must be left out."""
     try:
         prepared = prepare_case(job.case, job.recipe)
+        prepared.info["content"] = content_of(job.case)
     except JaxsegError as error:
-        return str(error)
+        return without_paths(str(error), job.case)
     except Exception as error:
         error.add_note(f"while preparing case {job.case.id}")
         raise
     arrays = to_arrays(prepared, job)
     write_whole(job.path, lambda path: np.savez(path, **arrays))
     return None
+
+
+def content_of(case: Case) -> dict[str, list[str]]:
+    """What a case's images hold, whatever the recipe: SHA-256 of files and of voxels, and fingerprints (base64). For finding copies."""
+    content: dict[str, list[str]] = {"sha256": [], "voxels": [], "looks": []}
+    for path in dict.fromkeys(case.images.values()):
+        ref = next((ref for ref in find_scans(path) if not ref.reason), None)
+        if ref is None:
+            continue
+        read = decode_scan(ref, Rules())
+        values = examine(read.decoded, image=True)
+        content["sha256"].append(read.sha256)
+        content["voxels"].append(values.voxel_hash)
+        if values.perceptual is not None:
+            content["looks"].append(base64.b64encode(values.perceptual).decode())
+    return content
 
 
 def to_arrays(prepared: Prepared, job: Job) -> dict[str, Any]:
@@ -117,34 +145,3 @@ def is_staged(job: Job) -> bool:
             return (str(file["inputs"]), str(file["patient"])) == (job.inputs, job.patient)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return False
-
-
-def stage_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, str | None]]:
-    """Stage every job; yields (job, None or the reason it was left out) as they finish.
-
-    Workers are spawned (a forked jax hangs), hold one case each, and at most two jobs a worker wait in the queue.
-    """
-    if processes <= 1 or len(jobs) < 2:
-        for job in jobs:
-            yield job, stage(job)
-        return
-    waiting, running = list(jobs)[::-1], {}
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
-        try:
-            while waiting or running:
-                while waiting and len(running) < 2 * processes:
-                    job = waiting.pop()
-                    running[pool.submit(stage, job)] = job
-                done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-                for future in done:
-                    yield running.pop(future), future.result()
-        except BrokenProcessPool as error:
-            raise JaxsegError(
-                f"a worker process died while preparing cases, among them {', '.join(job.case.id for job in list(running.values())[:4])}: "
-                "most often the memory was short. What was done is kept; run the same command again with processes=1. "
-                "(In a script of your own, call this under `if __name__ == '__main__':`.)"
-            ) from error
-        finally:
-            for future in running:
-                future.cancel()

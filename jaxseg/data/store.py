@@ -18,15 +18,18 @@ from jaxseg.data.cache import damaged_files, write_cache
 from jaxseg.data.cases import Case, CaseSet
 from jaxseg.data.catalog import Entry, Store, manifest, open_store
 from jaxseg.data.intensity import air_value
+from jaxseg.data.memory import memory_limit
 from jaxseg.data.recipe import Recipe
 from jaxseg.data.records import damaged, read_records, version_folder, write_records
-from jaxseg.data.staging import Job, file_stem, inputs_hash, is_staged, read_stage, stage_all
+from jaxseg.data.staging import Job, file_stem, inputs_hash, is_staged, read_stage, without_paths
+from jaxseg.data.workers import Outcome, stage_all
 from jaxseg.errors import InputError
 from jaxseg.files import lock_folder, storage_errors, write_json
 
 __all__ = ["Entry", "Store", "build_store", "open_store"]
 
 Progress = Callable[[int, int, str], None]
+Stage = Callable[[Sequence[Job]], Iterator[Outcome]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,10 @@ def build_store(
     out: str | Path,
     *,
     patients: Mapping[str, str] | None = None,
+    left_out: Mapping[str, str] | None = None,
     processes: int | None = None,
+    memory_gib: float | None = None,
+    stage: Stage | None = None,
     progress: Progress | None = None,
 ) -> Store:
     """Prepare every case by the recipe and store it under `out`; what is there already and unchanged is kept.
@@ -58,7 +64,10 @@ def build_store(
         recipe: how they are prepared; part of the hash that says whether a case has changed.
         out: the store's folder; one process at a time may build in it.
         patients: patient key by case id, for splits by patient; by default each case is a patient of its own.
+        left_out: reasons by case id of cases that were found unusable before, to be listed with the others.
         processes: worker processes (spawned), each holding one case; by default 2 (1 on one core); 1 prepares in this process.
+        memory_gib: what all workers together may take, estimated from headers; by default four fifths of what is free.
+        stage: stages jobs elsewhere (`beam.stage_on_beam`) instead of in worker processes.
         progress: called as `progress(done, total, text)`.
 
     Returns:
@@ -74,7 +83,8 @@ def build_store(
     with lock_folder(out), storage_errors(out):
         old = open_store(out) if (out / "store.json").is_file() else None
         plan = _plan(found, recipe, out, old, patients or {})
-        _stage(plan, processes, report)
+        plan.left_out.update(left_out or {})
+        _stage(plan, stage or (lambda jobs: stage_all(jobs, processes, memory_limit(memory_gib))), report)
         if not plan.names:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(plan.left_out.items())[:3])
             raise InputError(f"{out}: none of the {len(found)} cases could be prepared. {reasons}")
@@ -103,7 +113,7 @@ def _plan(cases: list[Case], recipe: Recipe, out: Path, old: Store | None, patie
         try:
             inputs = inputs_hash(case, recipe)
         except InputError as error:
-            plan.left_out[case.id] = str(error)
+            plan.left_out[case.id] = without_paths(str(error), case)
             continue
         entry = old.entry(case.id) if old is not None and case.id in old.names else None
         patient = patients.get(case.id, case.id)
@@ -114,9 +124,9 @@ def _plan(cases: list[Case], recipe: Recipe, out: Path, old: Store | None, patie
     return plan
 
 
-def _stage(plan: Plan, processes: int, report: Progress) -> None:
+def _stage(plan: Plan, stage: Stage, report: Progress) -> None:
     todo = [job for job in plan.jobs.values() if not is_staged(job)]
-    for done, (job, reason) in enumerate(stage_all(todo, processes), 1):
+    for done, (job, reason) in enumerate(stage(todo), 1):
         if reason is not None:
             plan.left_out[job.case.id] = reason
         report(done, len(todo), f"prepared {job.case.id}")

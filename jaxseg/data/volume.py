@@ -16,6 +16,9 @@ from scipy import ndimage
 
 from jaxseg.errors import GeometryError
 
+_CORNERS = np.stack(np.meshgrid((0, 1), (0, 1), (0, 1), indexing="ij"), -1).reshape(8, 3)
+MIN_COMMON_VIEW = 0.25  # of the smaller field of view; a PET of the thorax on a whole-body CT has all of its own in common
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -42,7 +45,7 @@ class Grid:
 
     def corners(self) -> Float[np.ndarray, "8 3"]:
         """World positions (mm) of the centres of the eight corner voxels."""
-        index = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1).reshape(8, 3)
+        index = _CORNERS * (np.asarray(self.shape) - 1)
         return index @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def offset_from(self, other: "Grid") -> float:
@@ -65,7 +68,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Source:
-    """What a volume was on disk, so that results can go back: files, grid before reorientation, number type and scaling."""
+    """What a volume was on disk, so that results can go back: files, grid before reorientation, number type and scaling.
+
+    `unit` is what a value means ("HU", "SUVbw (g/ml)", "Bq/ml") where the file says so, else empty.
+    """
 
     paths: tuple[Path, ...]
     grid: Grid
@@ -73,6 +79,7 @@ class Source:
     slope: float = 1.0
     inter: float = 0.0
     space_code: int = 1
+    unit: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +194,29 @@ def stack_channels(volumes: Sequence[Volume], on: int = 0) -> Volume:
     names = tuple(name for volume in volumes for name in volume.channels)
     array = np.concatenate([volume.array for volume in aligned], -1)
     return replace(reference, array=array, channels=names)
+
+
+def refuse_apart(volumes: Sequence[Volume], case: str) -> None:
+    """GeometryError if the fields of view of a case's channels hardly meet, so that they cannot be of one position."""
+    for volume in volumes[1:]:
+        share = common_view(volumes[0].grid, volume.grid)
+        if share < MIN_COMMON_VIEW:
+            raise GeometryError(
+                f"case {case}: channels {', '.join(volumes[0].channels)} and {', '.join(volume.channels)} share {share:.0%} of the smaller one's "
+                f"field of view: {volumes[0].grid.describe()}; {volume.grid.describe()}. They are not of one position: co-register them, or leave "
+                "one out"
+            )
+
+
+def common_view(first: Grid, second: Grid) -> float:
+    """The share of the smaller field of view that two grids have in common, 0 to 1 (boxes along the first one's axes)."""
+    places = second.corners() @ np.linalg.inv(first.affine[:3, :3]).T - np.linalg.inv(first.affine[:3, :3]) @ first.affine[:3, 3]
+    # A voxel reaches half its width beyond its centre, in the one grid as in the other.
+    reach = np.abs(np.linalg.inv(first.affine[:3, :3]) @ second.affine[:3, :3]).sum(1) / 2
+    low, high = places.min(0) - reach, places.max(0) + reach
+    size = np.asarray(first.shape, float)
+    common = np.clip(np.minimum(high, size - 0.5) - np.maximum(low, -0.5), 0, None)
+    return float(np.prod(common / np.minimum(high - low, size)))
 
 
 def _outside(step: np.ndarray, shape: tuple[int, ...], source_shape: tuple[int, ...]) -> np.ndarray:

@@ -6,10 +6,9 @@ from typing import Any
 
 from jaxseg.data.cases import Case, find_cases
 from jaxseg.data.io import save_volume
-from jaxseg.data.preprocess import load_case
-from jaxseg.data.volume import stack_channels
+from jaxseg.data.stacking import stack_case
 from jaxseg.errors import InputError, JaxsegError, StorageError
-from jaxseg.infer.predict import segment
+from jaxseg.infer.predict import recipe_of_model, segment
 from jaxseg.zoo import Model, load_model
 
 
@@ -29,7 +28,7 @@ def segment_cases(
         target = out / f"{case.id}.nii.gz"
         try:
             if not target.is_file():
-                scan = stack_channels(load_case(case, model.card["channels"]))
+                scan = stack_case(case, recipe_of_model(model))
                 labels = segment(model, scan, overlap=overlap, allow_missing=allow_missing)
                 save_volume(labels, target, like=labels.source)
         except StorageError:

@@ -29,7 +29,7 @@ def segment(model: Model, volume: Volume, *, overlap: float = 0.5, batch: int = 
 
     Args: see `predict_probabilities`.
     """
-    recipe = _recipe(model)
+    recipe = recipe_of_model(model)
     probabilities = predict_probabilities(model, volume, overlap=overlap, batch=batch, allow_missing=allow_missing)
     grid = to_ras(volume).grid
     values = region_values(recipe) if recipe.regions else (0, *recipe.values)
@@ -52,12 +52,12 @@ def predict_probabilities(model: Model, volume: Volume, *, overlap: float = 0.5,
 
     Raises ShapeError for a scan whose channels do not fit, CheckpointError for a model whose card says no recipe.
     """
-    recipe = _recipe(model)
+    recipe = recipe_of_model(model)
     _check_channels(volume, recipe, allow_missing)
     image, mask, grid, _ = apply_recipe(volume, recipe)
     names = tuple(recipe.classes) if recipe.regions else (BACKGROUND, *_class_names(recipe))
     probabilities = sliding_window(
-        _network(model, recipe, batch),
+        _network(model, recipe),
         image,
         window=model.card["crop"],
         num_classes=len(names),
@@ -83,7 +83,8 @@ def region_values(recipe: Recipe) -> tuple[int, ...]:
     return tuple(written)
 
 
-def _recipe(model: Model) -> Recipe:
+def recipe_of_model(model: Model) -> Recipe:
+    """How the model's card says that a scan becomes an array; CheckpointError where it says nothing of it."""
     fields = model.card.get("recipe")
     if not isinstance(fields, dict) or not fields.get("labels") or not model.card.get("crop"):
         raise CheckpointError(
@@ -115,11 +116,11 @@ def _forward(graph: Any, state: Any, x: jax.Array, spacing: jax.Array, regions: 
     return jax.nn.sigmoid(logits) if regions else jax.nn.softmax(logits)
 
 
-def _network(model: Model, recipe: Recipe, batch: int):
+def _network(model: Model, recipe: Recipe):
     """Windows → probabilities. Compiled once a window shape and architecture, whatever the number of scans."""
     graph, state = nnx.split(model.network)
-    spacing = jnp.tile(jnp.asarray(recipe.spacing, jnp.float32), (batch, 1))
-    return lambda x: _forward(graph, state, x, spacing, recipe.regions)
+    spacing = np.asarray([recipe.spacing], np.float32)
+    return lambda x: _forward(graph, state, x, np.repeat(spacing, len(x), 0), recipe.regions)
 
 
 def _paint_classes(label: np.ndarray, probabilities: Volume, grid: Grid, values: tuple[int, ...]) -> None:

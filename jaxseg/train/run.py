@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -69,17 +70,25 @@ class RunFolder:
 def provenance() -> dict[str, Any]:
     """When, with which command, on which machine and with which versions: one session of a run.
 
-    The command is kept as it was typed, with the paths in it: look before a run folder is given away. Model folders do not hold it."""
+    Paths in the command are kept as their hashes alone (`path:` and 12 digits of the SHA-256 of the resolved path): they may name patients."""
     packages = ("jaxseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:2], *map(_without_path, sys.argv[2:])],
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "devices": [f"{device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _without_path(argument: str) -> str:
+    """An argument, or `--name=value`, with a path in it replaced by its hash."""
+    name, equals, value = argument.rpartition("=")
+    if not value or ("/" not in value and "\\" not in value and not Path(value).exists()):
+        return argument
+    return f"{name}{equals}path:{hashlib.sha256(str(Path(value).resolve()).encode()).hexdigest()[:12]}"
 
 
 def _as_json(config: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from jaxseg.data.cache import CaseArrays, write_cache
 from jaxseg.data.catalog import Entry, Store, manifest
 from jaxseg.data.loader import CropLoader, choose_origin, cut
+from jaxseg.data.mixture import Mixture, Source
 from jaxseg.data.recipe import Recipe
 from jaxseg.errors import CheckpointError, ConfigError, InputError
 
@@ -240,3 +241,74 @@ def test_an_error_in_a_reading_thread_names_the_case_and_the_file(store, tmp_pat
 def test_settings_that_make_no_sense_are_refused(store, changes, error, words):
     with pytest.raises(error, match=words):
         loader(store, **changes)
+
+
+def test_every_crop_can_be_traced_to_its_case_and_box(store):
+    source = loader(store)
+    for batch in [next(source) for _ in range(3)]:
+        for k, id in enumerate(batch["id"]):
+            found = source.provenance(id)
+            image = make_record(found.case)["image"]
+            box = cut(image, np.array(found.origin), found.crop, np.array((-1, -2), np.float16))
+            np.testing.assert_array_equal(batch["image"][k], box)
+            assert found.crop == (8, 8, 8) and found.store == str(store.path)
+    source.close()
+
+
+def mixed(store, weights, names=(("a", "b"), ("c",), ("small",)), **changes) -> CropLoader:
+    sources = [Source(store, case, weight) for case, weight in zip(names, weights, strict=False)]
+    return CropLoader(sources, **{"crop": (4, 4, 4), "batch": 4, "seed": 7, "foreground": 0.5, "labelled": True, **changes})
+
+
+def test_stores_are_mixed_by_weight_and_each_keeps_its_epochs(store):
+    mixture = Mixture([Source(store, ("a", "b"), 3.0), Source(store, ("c",), 1.0), Source(store, ("small",), 0.02)], 5)
+    cases = [mixture.case(id) for id in range(4000)]
+    share = np.bincount([number for number, _ in cases]) / 4000
+    np.testing.assert_allclose(share, np.array([3, 1, 0.02]) / 4.02, atol=2e-3)
+    first = [name for number, name in cases if number == 0]
+    assert all(set(pair) == {"a", "b"} for pair in zip(first[::2], first[1::2]))
+    assert [mixture.locate(id)[1] for id in range(4000) if cases[id][0] == 1] == list(range(sum(number == 1 for number, _ in cases)))
+
+
+def test_a_mixture_is_sharded_and_resumed_like_one_store(store):
+    whole = take(mixed(store, (2, 1, 1)), 6)
+    parts = [take(mixed(store, (2, 1, 1), process=(p, 2)), 6) for p in range(2)]
+    assert_same(whole, [{name: np.concatenate([part[k][name] for part in parts]) for name in whole[k]} for k in range(6)])
+    first = mixed(store, (2, 1, 1))
+    next(first)
+    again, other = mixed(store, (2, 1, 1)), mixed(store, (3, 1, 1))
+    again.set_state(first.get_state())
+    assert_same(take(again, 5), whole[1:])
+    with pytest.raises(CheckpointError, match="cases"):
+        other.set_state(first.get_state())
+    first.close()
+    other.close()
+
+
+def test_balanced_draws_labels_evenly_though_few_cases_hold_one(store, tmp_path):
+    names = [f"n{k}" for k in range(6)]
+    entries = []
+    for k, name in enumerate(names):
+        record = {**make_record("a"), "name": name}
+        if k:
+            record["label"][record["label"] == 2] = 0
+        values = {0: 1, 1: 24, **({2: 12} if k == 0 else {})}
+        files = write_cache(tmp_path / "cache", name, record)
+        entries.append(Entry(name, name, SHAPES["a"], (1.0, 1.0, 2.0), np.eye(4), (True, True), (0.0, 0.0), name, values, "", k, {}, files))
+    rare = Store(tmp_path, manifest(asdict(RECIPE), {"version": "1.0.0", "files": {}}, entries, []))
+
+    def share(**changes) -> float:
+        batches = take(loader(rare, names=names, crop=(4, 4, 4), batch=50, foreground=1.0, **changes), 8)
+        return float(np.mean([(batch["label"] == 2).any((1, 2, 3)) for batch in batches]))
+
+    assert share() < 0.2 and abs(share(balanced=True) - 0.5) < 0.08
+
+
+def test_stores_that_cannot_be_mixed_are_refused(store):
+    other = Store(store.path, manifest(asdict(replace(RECIPE, channels=("A", "C"))), store.dataset, [store.entry("a")], []))
+    with pytest.raises(ConfigError, match="channels A, C.*has A, B.*--like"):
+        CropLoader([Source(store, ("a",)), Source(other, ("a",))], crop=(4, 4, 4), batch=1, seed=0)
+    with pytest.raises(ConfigError, match="weight is 0"):
+        mixed(store, (0, 1))
+    with pytest.raises(ConfigError, match="balanced"):
+        loader(store, foreground=0.0, balanced=True)

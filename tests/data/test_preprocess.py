@@ -200,8 +200,8 @@ def test_scale_and_offset_of_a_scanner_do_not_matter():
     ("changes", "match"),
     [
         ({"intensity": ("zscore",)}, "1 intensity rules for 2 channels"),
-        ({"intensity": ("zscore", "ztscore")}, "choose zscore, percentile, ct"),
-        ({"intensity": ("zscore", "ct:5:1")}, "choose zscore, percentile, ct"),
+        ({"intensity": ("zscore", "ztscore")}, "choose zscore, percentile, nyul, ct"),
+        ({"intensity": ("zscore", "ct:5:1")}, "choose zscore, percentile, nyul, ct"),
         ({"spacing": (1, 0, 1)}, "three positive numbers"),
         ({"channels": ("a", "a")}, "different names"),
         ({"labels": {"a": [1, 2]}}, "regions=True"),

@@ -196,7 +196,7 @@ def test_a_broken_case_is_left_out_with_its_reason(copied, tmp_path):
     store = build_store([*cases, Case("bad", {"T1": bad}), Case("gone", {"T1": gone})], RECIPE, tmp_path / "s", processes=1)
     assert len(store.names) == 3
     assert {item["name"]: Path("x.nii").suffix in item["reason"] for item in store.left_out} == {"bad": True, "gone": True}
-    with pytest.raises(InputError, match=r"none of the 1 cases.*bad\.nii"):
+    with pytest.raises(InputError, match=r"none of the 1 cases.*bad: T1\.nii"):
         build_store([Case("bad", {"T1": bad})], RECIPE, tmp_path / "t", processes=1)
 
 

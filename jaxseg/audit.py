@@ -1,0 +1,61 @@
+"""`audit`: what a pretraining collection and a test collection have in common; and the refusal to test on what was pretrained on.
+
+Called by `jaxseg audit`, the main job, fine-tuning and the few-label study.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxseg.data.archive import read_index
+from jaxseg.data.duplicates import Overlaps, Scan, find_overlaps, scans_of_card, scans_of_index, scans_of_store
+from jaxseg.data.store import open_store
+from jaxseg.errors import ConfigError, InputError
+from jaxseg.zoo.folder import CARD, read_card
+
+
+def audit(pretrain: str | Path, test: str | Path) -> Overlaps:
+    """Scans and patients in common of two indexes, stores or (for what it was trained on) model folders.
+
+    Raises:
+        InputError: a folder is none of these, or holds nothing that could be compared.
+    """
+    return find_overlaps(_scans(Path(pretrain)), _scans(Path(test)))
+
+
+def refuse_overlap(seen: Sequence[Scan], tests: Sequence[Scan], what: str) -> None:
+    """ConfigError if a pretraining has seen one of the scans to be tested on, or a near copy of one.
+
+    Args:
+        seen: what was pretrained on: `scans_of_card(card)` of the model, or `scans_of_store(store)`.
+        tests: what is to be tested on: `scans_of_store(store, names)` or `scans_of_cases(cases)`.
+        what: how the message calls them, such as "test cases".
+    """
+    shared = find_overlaps(seen, tests).contents
+    if shared:
+        names = sorted({overlap.second for overlap in shared})
+        shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+        raise ConfigError(
+            f"pretraining has seen {len(names)} of the {len(tests)} {what} ({shown}), so that scores on them would flatter: leave them out of "
+            "the pretraining (`jaxseg audit` lists them), or say with allow_overlap (--allow-overlap) that this is meant"
+        )
+
+
+def card_of(model: str | Path) -> dict[str, Any]:
+    """The card of a model folder, or of the one in a run folder."""
+    folder = Path(model)
+    return read_card(folder / "model" if (folder / "model" / CARD).is_file() else folder)
+
+
+def _scans(folder: Path) -> list[Scan]:
+    if (folder / "store.json").is_file():
+        scans = scans_of_store(open_store(folder))
+    elif (folder / "scans.parquet").is_file():
+        scans = scans_of_index(read_index(folder))
+    elif (folder / CARD).is_file() or (folder / "model" / CARD).is_file():
+        scans = scans_of_card(card_of(folder))
+    else:
+        raise InputError(f"{folder}: neither an index (scans.parquet), nor a store (store.json), nor a model folder ({CARD})")
+    if not scans:
+        raise InputError(f"{folder}: holds no scan that could be compared")
+    return scans

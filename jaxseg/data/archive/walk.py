@@ -1,0 +1,74 @@
+"""What there is to read below the roots of an archive. Called by `index`; opens nothing but DICOM headers, which only together are a scan."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jaxseg.data.archive.scan_row import Task
+from jaxseg.data.io.scans import SUFFIXES, ScanRef, find_scans
+from jaxseg.data.layouts import read_declared
+from jaxseg.errors import InputError
+
+_PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
+REFUSED = (
+    "an archive file, which jaxseg does not open: its members may lie outside the folder they are unpacked to, or swell without bound; "
+    "unpack it with a tool you trust, and index the folder"
+)
+
+
+def check_root(root: Path) -> None:
+    """InputError for a root that does not exist, or is a zip or tar file."""
+    if not root.exists():
+        raise InputError(f"{root}: no such folder")
+    if root.is_file() and root.name.lower().endswith(_PACKED):
+        raise InputError(f"{root}: {REFUSED}")
+
+
+def holds_scans(root: Path) -> bool:
+    """Whether there is anything to list below a root."""
+    return next(find_scans(root), None) is not None or next(_packed(root), None) is not None
+
+
+def tasks_below(root: Path, number: int) -> Iterator[Task]:
+    """Every scan below a root, in the order of names; a zip or tar file that lies there comes with the reason why it is not opened."""
+    packed = iter(_packed(root))
+    following = next(packed, None)
+    for ref in find_scans(root):
+        while following is not None and following.parent <= ref.path.parent and following < ref.path:
+            yield _task(ScanRef(following, "archive", (following,), reason=REFUSED), number)
+            following = next(packed, None)
+        yield _task(ref, number)
+    for path in (path for path in (following, *packed) if path is not None):
+        yield _task(ScanRef(path, "archive", (path,), reason=REFUSED), number)
+
+
+def count_files(root: Path) -> int:
+    """About how many scans there are, for a progress bar: files with a scan's suffix."""
+    if root.is_file():
+        return 1
+    return sum(name.lower().endswith(SUFFIXES) for _, _, names in os.walk(root) for name in names if not name.startswith("."))
+
+
+def declared_channels(root: Path, channels: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the channels of a 4-D scan: those given, or those of a dataset.json in the root."""
+    if channels:
+        return tuple(channels)
+    file = root / "dataset.json"
+    return read_declared(file).channels if file.is_file() else ()
+
+
+def _packed(root: Path) -> Iterator[Path]:
+    for folder, below, names in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(names) if name.lower().endswith(_PACKED) and not name.startswith("."))
+
+
+def _task(ref: ScanRef, root: int) -> Task:
+    size = mtime = 0
+    for file in ref.files:
+        try:
+            found = file.stat()
+        except OSError:
+            continue
+        size, mtime = size + found.st_size, max(mtime, found.st_mtime_ns)
+    return Task(ref, root, size, mtime)

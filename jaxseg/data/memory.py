@@ -1,0 +1,44 @@
+"""How much memory preparing a case will take, told from its headers before anything is loaded. Called by `staging`, which keeps within a limit."""
+
+import os
+
+import numpy as np
+
+from jaxseg.data.cases import Case
+from jaxseg.data.io import read_grid
+from jaxseg.data.recipe import Recipe
+
+# float32 copies of a channel that are alive at once at the scan's own resolution: as decoded, stacked, filtered or sampled, and masks.
+_NATIVE = 5
+# Copies of a channel on the working grid: sampled, normalised, float16 and its bytes on the way to disk.
+_WORKING = 4
+_WORKER = 250 * 2**20  # an interpreter with numpy, scipy and nibabel
+
+
+def estimated_bytes(case: Case, recipe: Recipe) -> int:
+    """An upper estimate of the bytes that preparing `case` by `recipe` needs, a worker process included.
+
+    Raises:
+        InputError: a header cannot be read.
+    """
+    grids = [read_grid(path) for path in dict.fromkeys(case.images.values())]
+    channels = len(case.images)
+    native = max(int(np.prod(grid.shape)) for grid in grids)
+    # Fields of view in mm³: the working grid covers the first channel's, whatever its axes.
+    working = max(np.prod(grid.shape) * np.prod(grid.spacing) for grid in grids) / np.prod(recipe.spacing)
+    return round(_WORKER + 4 * channels * (_NATIVE * native + _WORKING * working))
+
+
+def memory_limit(gib: float | None) -> int:
+    """`gib` in bytes; by default four fifths of what the machine has free now (of all it has where it does not say)."""
+    if gib is not None:
+        return round(gib * 2**30)
+    name = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf(name)
+    meminfo = "/proc/meminfo"
+    if os.path.isfile(meminfo):
+        with open(meminfo, encoding="ascii") as stream:
+            fields = dict(line.split(":", 1) for line in stream)
+        # Free pages leave out what the system's file cache would give back.
+        available = int(fields.get("MemAvailable", f"{available // 1024} kB").split()[0]) * 1024
+    return round(0.8 * available)

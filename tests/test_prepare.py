@@ -1,0 +1,102 @@
+"""`prepare`: from an index as from a folder, added scans alone are prepared, and every wish reaches the arrays and the recipe."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxseg.data import staging
+from jaxseg.data.archive import index_archive
+from jaxseg.data.cases import find_cases
+from jaxseg.data.io import load_volume, save_volume
+from jaxseg.data.preprocess import apply_recipe, prepare_case
+from jaxseg.data.recipe import Recipe
+from jaxseg.data.stacking import stack_case
+from jaxseg.data.volume import Volume
+from jaxseg.errors import ConfigError, InputError
+from jaxseg.prepare import Wishes, prepare_folder
+from tests.tiny_store import write_scans
+
+
+@pytest.fixture
+def scans(tmp_path):
+    return write_scans(tmp_path / "scans", count=3)
+
+
+def prepared(monkeypatch) -> list[str]:
+    names: list[str] = []
+    original = staging.prepare_case
+    monkeypatch.setattr(staging, "prepare_case", lambda case, recipe: (names.append(case.id), original(case, recipe))[1])
+    return names
+
+
+def test_an_index_gives_the_folders_store_without_what_is_not_ok(scans, tmp_path):
+    flat = load_volume(scans / "case_2/T2.nii.gz", channels=["T2"])
+    save_volume(dataclasses.replace(flat, array=np.zeros_like(flat.array)), scans / "case_2/T2.nii.gz")  # constant: not ok
+    (scans / "case_1/T1.nii.gz").write_bytes(b"broken")
+    (scans / "case_1/T2.nii.gz").write_bytes(b"broken")
+    index_archive(scans, tmp_path / "index")
+    store = prepare_folder(tmp_path / "index", tmp_path / "store", processes=1)
+    assert store.names == ("case_0", "case_2") and store.entry("case_2").present == (True, False)
+    reasons = {item["name"]: item["reason"] for item in store.left_out}
+    assert set(reasons) == {"case_1", "case_2/T2"} and str(scans) not in str(reasons)
+    (scans / "case_2/T2.nii.gz").unlink()
+    whole = prepare_folder(scans, tmp_path / "whole", like=store.path, processes=1)
+    assert whole.entry("case_0").files == store.entry("case_0").files
+
+
+def test_added_scans_alone_are_prepared_though_the_median_spacing_moves(scans, tmp_path, monkeypatch):
+    first = prepare_folder(scans, tmp_path / "store", processes=1)
+    names = prepared(monkeypatch)
+    for number in range(3, 8):
+        extra = write_scans(tmp_path / f"more{number}", count=1, seed=number)
+        for path in (extra / "case_0").iterdir():
+            coarse = load_volume(path, channels=["a"])
+            affine = coarse.affine @ np.diag([1.5, 1.5, 1.5, 1.0])
+            array = coarse.array.astype(np.uint8) if path.name.startswith("seg") else coarse.array
+            save_volume(Volume(array, affine, ("a",)), scans / f"case_{number}" / path.name)
+    second = prepare_folder(scans, tmp_path / "store", processes=1)
+    assert sorted(names) == [f"case_{number}" for number in range(3, 8)] and second.recipe == first.recipe
+    assert prepare_folder(scans, tmp_path / "fresh", processes=1).recipe.spacing != first.recipe.spacing
+
+
+def test_wishes_reach_the_recipe_and_inference_does_the_same(scans, tmp_path):
+    wishes = Wishes((1.5, 1.5, 1.5), ("nyul",), "nnunet")
+    store = prepare_folder(scans, tmp_path / "store", wishes=wishes, processes=1)
+    assert (
+        store.recipe.intensity == ("nyul", "nyul") and store.recipe.resampling == "nnunet" and set(store.recipe.landmarks) == {"T1", "T2"}
+    )
+    case = find_cases(scans).cases[0]
+    uncut = dataclasses.replace(store.recipe, crop=False)  # labels may widen the box by a voxel
+    image, _, grid, _ = apply_recipe(stack_case(case, uncut), uncut)
+    assert grid.spacing == pytest.approx((1.5, 1.5, 1.5)) == store.entry("case_0").spacing
+    np.testing.assert_array_equal(image, prepare_case(case, uncut).image)
+    label = store.entry("case_0")
+    assert label.info["label_ml_prepared"]["1"] == pytest.approx(label.info["label_ml"]["1"], rel=0.05)
+    with pytest.raises(ConfigError, match="3 intensity rules for the channels T1, T2"):
+        prepare_folder(scans, tmp_path / "other", wishes=Wishes(intensity=("zscore",) * 3))
+
+
+def test_fields_that_came_later_leave_old_hashes_alone():
+    recipe = Recipe(("T1",), (1.0, 1.0, 1.0), ("zscore",))
+    assert set(recipe.content()) == {"channels", "spacing", "intensity", "orientation", "crop", "labels", "regions"}
+    assert dataclasses.replace(recipe, n4=True, resampling="nnunet").content().keys() - recipe.content().keys() == {"n4", "resampling"}
+    for wrong in ({"strip": "hair"}, {"resampling": "cubic"}, {"register": "elastic"}):
+        with pytest.raises(ConfigError, match="choose among"):
+            dataclasses.replace(recipe, **wrong)
+
+
+def test_a_supplied_brain_mask_cuts_the_scan_and_a_missing_one_is_said(scans):
+    cases = find_cases(scans)
+    scan = load_volume(scans / "case_0/T1.nii.gz", channels=["T1"])
+    brain = np.zeros(scan.array.shape, np.uint8)
+    brain[5:15, 5:13, 4:12] = 1
+    save_volume(Volume(brain, scan.affine, ("mask",)), scans / "case_0/brainmask.nii.gz")
+    found = find_cases(scans)
+    assert found.channels == cases.channels and found.cases[0].mask is not None and found.cases[1].mask is None
+    recipe = Recipe(("T1", "T2"), (2.0, 2.0, 2.5), ("zscore", "zscore"), crop=False, strip="mask")
+    done = prepare_case(found.cases[0], recipe)
+    np.testing.assert_array_equal(done.mask, brain[..., 0] > 0)
+    assert (done.image[~done.mask] == 0).all() and done.image[done.mask].mean() == pytest.approx(0, abs=1e-3)
+    with pytest.raises(InputError, match=r"case case_1: .*brain mask.*has none"):
+        prepare_case(found.cases[1], recipe)
