@@ -219,3 +219,14 @@ def test_flags_of_the_command_decide_what_is_refused(tmp_path):
     assert row["orientation"] == "LPS"
     with pytest.raises(InputError):
         index_archive(tmp_path / "absent", tmp_path / "out")
+
+
+def test_links_to_folders_are_followed_once_and_a_loop_ends(tmp_path):
+    put(tmp_path / "elsewhere", "p1/T1.nii.gz", "p2/T1.nii.gz")
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    (archive / "first").symlink_to(tmp_path / "elsewhere" / "p1")
+    (archive / "again").symlink_to(tmp_path / "elsewhere" / "p1")
+    (archive / "loop").symlink_to(archive)
+    index = index_archive(archive, tmp_path / "out", threads=1)
+    assert [Path(row["path"]).parent.name for row in index.rows] == ["again"]

@@ -1,11 +1,10 @@
 """What there is to read below the roots of an archive. Called by `index`; opens nothing but DICOM headers, which only together are a scan."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxseg.data.archive.scan_row import Task
-from jaxseg.data.io.scans import SUFFIXES, ScanRef, find_scans
+from jaxseg.data.io.scans import SUFFIXES, ScanRef, find_scans, walk
 from jaxseg.data.layouts import read_declared
 from jaxseg.errors import InputError
 
@@ -46,7 +45,7 @@ def count_files(root: Path) -> int:
     """About how many scans there are, for a progress bar: files with a scan's suffix."""
     if root.is_file():
         return 1
-    return sum(name.lower().endswith(SUFFIXES) for _, _, names in os.walk(root) for name in names if not name.startswith("."))
+    return sum(name.lower().endswith(SUFFIXES) for _, names in walk(root) for name in names)
 
 
 def declared_channels(root: Path, channels: Sequence[str] | None) -> tuple[str, ...]:
@@ -58,9 +57,8 @@ def declared_channels(root: Path, channels: Sequence[str] | None) -> tuple[str, 
 
 
 def _packed(root: Path) -> Iterator[Path]:
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if name.lower().endswith(_PACKED) and not name.startswith("."))
+    for folder, names in walk(root):
+        yield from (folder / name for name in names if name.lower().endswith(_PACKED))
 
 
 def _task(ref: ScanRef, root: int) -> Task:

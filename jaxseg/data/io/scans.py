@@ -87,9 +87,24 @@ def find_scans(root: Path) -> Iterator[ScanRef]:
     if root.is_file():
         yield from _scans_of(root.parent, [root])
         return
-    for folder, below, names in os.walk(root):
+    for folder, names in walk(root):
+        yield from _scans_of(folder, [folder / name for name in names])
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder from `root` down with the names of its files, both in order and without hidden ones.
+
+    Links to folders are followed, as archives put together from others have them; a folder that was seen already is not entered again.
+    """
+    seen: set[str] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
         below[:] = sorted(name for name in below if not name.startswith("."))
-        yield from _scans_of(Path(folder), [Path(folder, name) for name in sorted(names) if not name.startswith(".")])
+        yield Path(folder), sorted(name for name in names if not name.startswith("."))
 
 
 def decode_scan(ref: ScanRef, rules: Rules) -> ScanRead:
