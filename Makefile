@@ -1,7 +1,7 @@
 # make demo   sets everything up and runs the main job on a phantom archive (10 to 15 minutes on two cores)
 # make test   sets everything up and passes the tests
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick parity lint clean
+.PHONY: help setup demo test quick parity beam bench lint clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -38,6 +38,17 @@ parity: setup
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet 'torch==2.13.0'
 	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
 	JAXSEG_REQUIRE_PARITY=1 $(BIN)/python -m pytest -n $(WORKERS) -m parity
+
+# In an environment of its own: apache-beam wants older versions of what tensorflow-datasets and pyarrow share.
+beam:
+	@test -n "$(PYTHON)"
+	@test -x $(VENV)-beam/bin/python || $(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/python -m pip install --quiet --editable '.[dev,beam]'
+	$(VENV)-beam/bin/python -m pytest tests/data/test_beam.py
+
+# Beside PyTorch and MONAI, which `make parity` installs. ARGS="unetr --rounds 5" chooses.
+bench: setup
+	$(BIN)/python -m bench $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

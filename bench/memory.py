@@ -24,10 +24,11 @@ def forget_peak() -> bool:
     return True
 
 
-def peak_mib() -> float:
-    """The most that this process, or one that it started and waited for, has held since `forget_peak`, in MiB."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+def peak_mib(*, in_children: bool = False) -> float:
+    """The most that this process has held since `forget_peak`, in MiB; or the most that one which it started and waited for ever held."""
+    if in_children:
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     if not _STATUS.exists():
-        return max(children, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-    return max(children, int(line.split()[1]) / 1024)
+    return int(line.split()[1]) / 1024

@@ -1,0 +1,114 @@
+"""Random labelled crops: MONAI's `CacheDataset` in memory with precomputed foreground indices, and `CropLoader` from memory-mapped files."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from bench.case import OUR_RECIPE, Case, Setting, Work
+from bench.torch_side import import_or_absent
+
+_CHANNELS = ("T1", "T2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """`cases` scans of `shape` voxels, crops of `side`, `batch` a batch, `batches` a run."""
+
+    cases: int
+    shape: tuple[int, int, int]
+    side: int
+    batch: int
+    batches: int
+
+
+CASES = (
+    Case(
+        "crops_96",
+        "MONAI CacheDataset",
+        OUR_RECIPE,
+        Sizes(4, (160, 160, 128), 96, 2, 24),
+        Sizes(2, (20, 18, 16), 8, 2, 2),
+        lambda sizes: sizes.batch * sizes.batches,
+        "samples",
+        # The store keeps float16.
+        {"image": 1e-3},
+    ),
+)
+
+
+def _write(sizes: Sizes, folder: Path) -> None:
+    """A folder a case: noise without air (prepared as CT), brighter in a box, which is the label."""
+    import nibabel as nib
+
+    for number in range(sizes.cases):
+        rng = np.random.default_rng(number)
+        label = np.zeros(sizes.shape, np.uint8)
+        label[tuple(slice(n // 3, n // 2) for n in sizes.shape)] = 1
+        place = folder / "scans" / f"case_{number}"
+        place.mkdir(parents=True)
+        for channel in _CHANNELS:
+            image = rng.integers(100, 200, sizes.shape) + 50 * label
+            nib.save(nib.Nifti1Image(image.astype(np.int16), np.eye(4)), place / f"{channel}.nii.gz")
+        nib.save(nib.Nifti1Image(label, np.eye(4)), place / "seg.nii.gz")
+
+
+def _whole(image: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+    """What is compared: the first case's whole volume, (x, y, z, c)."""
+    return {"image": np.asarray(image, np.float32), "label": np.asarray(label, np.uint8)}
+
+
+def peer(sizes: Sizes, setting: Setting, folder: Path) -> Work:
+    """MONAI's best form: everything random after a cache that holds prepared arrays and the indices of foreground and background."""
+    t, data = import_or_absent(setting, "monai.transforms"), import_or_absent(setting, "monai.data")
+    _write(sizes, folder)
+    items = [
+        {"image": [str(place / f"{channel}.nii.gz") for channel in _CHANNELS], "label": str(place / "seg.nii.gz")}
+        for place in sorted((folder / "scans").iterdir())
+    ]
+    fixed = [
+        t.LoadImaged(("image", "label"), ensure_channel_first=True),
+        t.ScaleIntensityRanged("image", -1000, 1000, -2, 2, clip=True),
+        t.FgBgToIndicesd("label"),
+    ]
+    crop = t.RandCropByPosNegLabeld(
+        ("image", "label"), "label", (sizes.side,) * 3, fg_indices_key="label_fg_indices", bg_indices_key="label_bg_indices"
+    )
+    cached = data.CacheDataset(items, t.Compose([*fixed, crop]), progress=False)
+    picked = data.Dataset(list(range(sizes.batch * sizes.batches)), lambda number: cached[number % sizes.cases][0])
+    loader = data.DataLoader(picked, batch_size=sizes.batch, num_workers=0)
+
+    def check() -> dict[str, np.ndarray]:
+        first = t.Compose(fixed)(items[0])
+        return _whole(np.moveaxis(first["image"].numpy(), 0, -1), first["label"].numpy()[0])
+
+    def run() -> int:
+        return sum(batch["image"].shape[0] for batch in loader)
+
+    return Work(check, run)
+
+
+def ours(sizes: Sizes, setting: Setting, folder: Path) -> Work:
+    """A store of the same scans, half of the crops with foreground (MONAI: half), read ahead by its threads."""
+    from jaxseg.data.cases import find_cases
+    from jaxseg.data.loader import CropLoader
+    from jaxseg.data.recipe import Recipe
+    from jaxseg.data.store import build_store
+
+    recipe = Recipe(channels=_CHANNELS, spacing=(1.0, 1.0, 1.0), intensity=("ct", "ct"), labels={"box": 1})
+    store = build_store(find_cases(folder / "scans"), recipe, folder / "store", processes=1)
+
+    def check() -> dict[str, np.ndarray]:
+        arrays = store.arrays(store.names[0])
+        assert arrays.label is not None
+        return _whole(arrays.image, arrays.label)
+
+    def run() -> int:
+        # A new loader every time: one that is kept reads ahead while the peer has its turn.
+        side, options = sizes.side, {"seed": 0, "foreground": 0.5, "labelled": True, "threads": setting.threads}
+        loader = CropLoader(store, store.names, crop=(side, side, side), batch=sizes.batch, **options)
+        count = sum(len(next(loader)["image"]) for _ in range(sizes.batches))
+        loader.close()
+        return count
+
+    return Work(check, run)

@@ -1,0 +1,22 @@
+"""A training step of Swin UNETR (24 features, 64³): MONAI's `SwinUNETR` and ours with its weights."""
+
+from pathlib import Path
+
+from bench.case import Setting, Work
+from bench.segmentation import Sizes, case, our_work, peer_work
+from bench.torch_side import import_or_absent
+
+# 64 voxels: with 32 the deepest map would be a single voxel, of which an instance norm leaves nothing.
+_QUICK = Sizes(64, {"feature_size": 12, "depths": (1, 1, 1, 1)}, channels=1, classes=2)
+CASES = (case("24_64_step", "MONAI SwinUNETR", Sizes(64, {"feature_size": 24}), _QUICK),)
+
+
+def peer(sizes: Sizes, setting: Setting, folder: Path) -> Work:
+    """MONAI's, of random weights."""
+    nets = import_or_absent(setting, "monai.networks.nets")
+    return peer_work(nets.SwinUNETR(sizes.channels, sizes.classes, **sizes.network), sizes, setting, folder)
+
+
+def ours(sizes: Sizes, setting: Setting, folder: Path) -> Work:
+    """Ours, of MONAI's weights."""
+    return our_work(sizes, setting, folder)
