@@ -38,6 +38,10 @@ class TrainingError(JaxsegError):
     """Training that cannot go on: the loss stayed non-finite after skipping and rolling back."""
 
 
+class DeviceMemoryError(JaxsegError):
+    """Work that does not fit into the device's memory, in however small parts it is done."""
+
+
 class Preempted(JaxsegError):
     """The run was told to stop; its state is saved, and the same command goes on from there."""
 

@@ -3,13 +3,17 @@ call it."""
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jax.errors import JaxRuntimeError
 from jaxtyping import Bool, Float
 
-Start = tuple[int, int, int]
+from jaxseg.errors import DeviceMemoryError
+from jaxseg.infer.blend import Blend, DeviceBlend, HostBlend, Start, at
 
 _SIGMA = 1 / 8
 """Width of the Gaussian as a part of the window, as in nnU-Net and MONAI."""
@@ -28,39 +32,47 @@ def sliding_window(
     mask: Bool[np.ndarray, "x y z"] | None = None,
     fill: float | Sequence[float] | None = None,
     outside: float | Sequence[float] = 0.0,
+    on_device: bool | None = None,
 ) -> Float[np.ndarray, "x y z k"]:
     """Run `apply` on windows that tile `image` evenly, and blend what it returns, weighted by a Gaussian, in float32.
 
     Args:
         apply: (batch, *window, c) float32 → (batch, *window, num_classes), logits or probabilities: what is blended is what it returns. It
-        always
-            gets a full batch, so a jitted function is compiled once.
+            always gets a full batch, so a jitted function is compiled once, whatever the sizes of the scans.
         image: (x, y, z, c). An axis shorter than its window is padded on both sides, and the result cut back.
         window: voxels along (x, y, z).
         overlap: the least part that neighbouring windows share, 0 up to but not including 1; they are spread evenly, from border to border.
-        batch: windows a call.
+        batch: windows a call. Where the device's memory does not suffice it is halved for the rest of the scan, with a warning.
         mask: voxels that matter; windows without any are skipped.
         fill: value of padding, one number or one a channel; None is each channel's minimum.
         outside: result where every window was skipped, one number or one a class.
+        on_device: blend on the device (the result has to fit there, else it is blended in the host's memory, with a warning); None does so
+            on a GPU or TPU.
 
     Returns:
         (x, y, z, num_classes) float32.
 
     Equal to MONAI's `sliding_window_inference(mode="gaussian")` wherever both choose the same windows, that is, where steps of
-    `window * (1 - overlap)` end at the border of the volume. Raises ValueError for shapes or an overlap that cannot be.
+    `window * (1 - overlap)` end at the border of the volume.
+
+    Raises:
+        ValueError: shapes or an overlap that cannot be.
+        DeviceMemoryError: one window alone does not fit. Any other error of `apply` goes through as it is, and nothing is tried again.
     """
     window = _checked_window(image, window, overlap, batch)
     padded, inner = _pad(np.asarray(image, np.float32), window, fill)
     keep = None if mask is None else _pad_mask(np.asarray(mask, bool), image.shape[:3], window)
-    starts = [start for start in window_starts(padded.shape[:3], window, overlap) if keep is None or keep[_at(start, window)].any()]
+    starts = [start for start in window_starts(padded.shape[:3], window, overlap) if keep is None or keep[at(start, window)].any()]
     weight = gaussian_weights(window)
-    total = np.zeros((*padded.shape[:3], num_classes), np.float32)
+    blend = _blend(padded.shape[:3], weight, num_classes, jax.default_backend() != "cpu" if on_device is None else on_device)
     weights = np.zeros(padded.shape[:3], np.float32)
-    for start, result in _results(apply, padded, starts, window, batch):
-        if result.shape != (*window, num_classes):
-            raise ValueError(f"the network gives {result.shape} for a window {window}; {(*window, num_classes)} was expected")
-        total[_at(start, window)] += result * weight[..., None]
-        weights[_at(start, window)] += weight
+    for group, results in _results(apply, padded, starts, window, batch):
+        if results.shape[1:] != (*window, num_classes):
+            raise ValueError(f"the network gives {results.shape[1:]} for a window {window}; {(*window, num_classes)} was expected")
+        blend.add(group, results)
+        for start in group:
+            weights[at(start, window)] += weight
+    total = blend.total()
     total, weights = total[inner], weights[inner]
     covered = weights > 0
     total /= np.where(covered, weights, 1)[..., None]
@@ -88,25 +100,64 @@ def gaussian_weights(window: Sequence[int]) -> Float[np.ndarray, "x y z"]:
     return np.maximum(weight, _LEAST).astype(np.float32)
 
 
+def _blend(shape: Sequence[int], weight: np.ndarray, num_classes: int, on_device: bool) -> Blend:
+    if on_device:
+        try:
+            return DeviceBlend(shape, weight, num_classes)
+        except JaxRuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+        warnings.warn(f"the result {(*shape, num_classes)} does not fit on the device: blending on the host", RuntimeWarning, stacklevel=3)
+    return HostBlend(shape, weight, num_classes)
+
+
 def _results(
     apply: Callable[[Any], Any], padded: np.ndarray, starts: list[Start], window: tuple[int, ...], batch: int
-) -> Iterator[tuple[Start, np.ndarray]]:
-    """Each window's start and result. A batch is sent before the one before it is fetched, so that device and host work at the same
-    time."""
+) -> Iterator[tuple[list[Start], Any]]:
+    """Groups of starts and their results, computed. Out of memory: half the batch, then single windows, then one with none ahead."""
+    done, ahead = 0, True
+    while done < len(starts):
+        try:
+            for group, results in _computed(apply, padded, starts[done:], window, batch, ahead):
+                done += len(group)
+                yield group, results
+            return
+        except JaxRuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            if batch == 1 and not ahead:
+                raise DeviceMemoryError(
+                    f"one window of {window} voxels and {padded.shape[-1]} channels does not fit into the device's memory, which other "
+                    f"programs may be using; take a smaller model or a device with more. JAX says: {str(error).splitlines()[0]}"
+                ) from error
+        # Beyond the handler: the traceback has let go of the arrays that were on their way.
+        batch, ahead = max(batch // 2, 1), batch > 1
+        how = f"windows go on {batch} at a time" if ahead else "the next window is sent only when the last has come back"
+        warnings.warn(f"out of device memory: {how}", RuntimeWarning, stacklevel=3)
+
+
+def _computed(
+    apply: Callable[[Any], Any], padded: np.ndarray, starts: list[Start], window: tuple[int, ...], batch: int, ahead: bool
+) -> Iterator[tuple[list[Start], Any]]:
+    """With `ahead`, a batch is sent before the one before it is waited for, so that device and host work at the same time."""
     waiting: tuple[list[Start], Any] | None = None
     for first in range(0, len(starts), batch):
         group = starts[first : first + batch]
         filled = group + group[-1:] * (batch - len(group))
-        sent = group, apply(np.stack([padded[_at(start, window)] for start in filled]))
+        sent = group, apply(np.stack([padded[at(start, window)] for start in filled]))
+        # Waited for here: an error that came with the sums would take them along.
         if waiting is not None:
-            yield from zip(waiting[0], np.asarray(waiting[1], np.float32))
-        waiting = sent
+            yield waiting[0], jax.block_until_ready(waiting[1])
+        if ahead:
+            waiting = sent
+        else:
+            yield group, jax.block_until_ready(sent[1])
     if waiting is not None:
-        yield from zip(waiting[0], np.asarray(waiting[1], np.float32))
+        yield waiting[0], jax.block_until_ready(waiting[1])
 
 
-def _at(start: Start, window: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(first, first + width) for first, width in zip(start, window))
+def _out_of_memory(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _checked_window(image: np.ndarray, window: Sequence[int], overlap: float, batch: int) -> tuple[int, ...]:

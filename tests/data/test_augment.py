@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxseg.config import as_json, from_json
 from jaxseg.data.augment import IGNORE, Augment, augment
+from jaxseg.data.augment.field import smooth_field
+from jaxseg.data.augment.spatial import draw_motion
 from jaxseg.data.resample import affine_coordinates, blur_matrix, coarse_matrix, sample_linear, sample_nearest, separable
 from jaxseg.errors import ConfigError
 
 run = jax.jit(augment, static_argnums=2)
-INTENSITY = ("noise", "blur", "brightness", "contrast", "coarse", "gamma")
+INTENSITY = ("bias", "noise", "blur", "brightness", "contrast", "coarse", "gamma")
 
 
 def only(**changes) -> Augment:
@@ -64,9 +67,10 @@ def test_presets_keep_shapes_dtypes_and_the_label_set(preset):
 
 
 def test_a_sample_does_not_depend_on_its_neighbours():
-    batch, keys, config = make_batch(), keys_of(3), dataclasses.replace(Augment.default(), affine=1.0)
+    batch, keys = make_batch(shape=(10, 12, 9)), keys_of(3)
+    config = dataclasses.replace(Augment.default(), affine=1.0, elastic=0.5, bias=0.5, channel_share=0.5)
     together = run(batch, keys, config)
-    others = make_batch(seed=5)
+    others = make_batch(shape=(10, 12, 9), seed=5)
     swapped = {name: np.concatenate([array[:1], others[name][1:]]) for name, array in batch.items()}
     beside_others = run(swapped, jnp.concatenate([keys[:1], keys_of(5, seed=9)[3:]]), config)
     for name in ("image", "label", "mask"):
@@ -81,7 +85,7 @@ def test_a_sample_does_not_depend_on_its_neighbours():
 def test_a_batch_spread_over_devices_gives_the_same():
     if len(jax.devices()) < 4:
         pytest.skip("needs 4 devices")
-    batch, keys, config = make_batch(b=4, shape=(8, 8, 8)), keys_of(4), only(affine=0.5, flip=(0.5, 0.5, 0.5))
+    batch, keys, config = make_batch(b=4, shape=(8, 8, 8)), keys_of(4), only(affine=0.5, elastic=0.5, flip=(0.5, 0.5, 0.5))
     expected = run(batch, keys, config)
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ("data",))
     out = run(*jax.device_put((batch, keys), jax.sharding.NamedSharding(mesh, jax.P("data"))), config)
@@ -247,9 +251,133 @@ def test_probability_is_the_share_of_samples_changed():
     assert 0.2 < changed < 0.4
 
 
+def test_zero_strength_is_the_identity():
+    strengths = {"rotation": (0, 0, 0), "scale": (1, 1), "elastic_strain": (0, 0), "bias_strength": (0, 0), "noise_std": (0, 0)}
+    factors = {
+        "brightness_factor": (1, 1),
+        "contrast_factor": (1, 1),
+        "coarse_zoom": (1, 1),
+        "gamma_power": (1, 1),
+        "blur_sigma": (0.01,) * 2,
+    }
+    always = dict.fromkeys(("affine", "elastic", *INTENSITY), 1.0)
+    batch = make_batch(b=2, shape=(9, 8, 7))
+    batch["label"][:, :2] = IGNORE
+    out = run(batch, keys_of(2), only(**always, **strengths, **factors))
+    np.testing.assert_allclose(out["image"], batch["image"].astype(np.float32), atol=1e-5)
+    np.testing.assert_array_equal(out["label"], batch["label"])
+    np.testing.assert_array_equal(out["mask"], batch["mask"])
+
+
+def test_nnunet_turns_and_scales_independently_within_its_ranges():
+    n = 20_000
+    config = dataclasses.replace(Augment.nnunet(), scale_each_axis=0.25, elastic=0.1)
+    motion = {
+        name: np.asarray(a) for name, a in jax.jit(jax.vmap(lambda key: draw_motion(key, config)))(keys_of(n)).items() if name != "noise"
+    }
+    turned, scaled, bent = motion["angles"].any(-1), (motion["scale"] != 1).any(-1), motion["amplitude"] > 0
+    for share, expected in ((turned, 0.2), (scaled, 0.2), (turned & scaled, 0.04), (bent, 0.1), (motion["hit"], 1 - 0.8 * 0.8 * 0.9)):
+        assert abs(share.mean() - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
+    angles, logs = np.rad2deg(motion["angles"][turned]), np.log(motion["scale"][scaled])
+    np.testing.assert_allclose(angles.std(0), 30 / np.sqrt(3), rtol=0.04)
+    assert np.abs(angles).max() <= 30.001 and np.abs(angles.mean(0)).max() < 1.2
+    assert np.log(0.7) - 1e-6 <= logs.min() and logs.max() <= np.log(1.4) + 1e-6
+    np.testing.assert_allclose(logs.mean(0), (np.log(0.7) + np.log(1.4)) / 2, atol=0.015)
+    assert abs((np.ptp(logs, axis=1) > 1e-6).mean() - 0.25) < 0.03
+    width = motion["width"]
+    assert (motion["amplitude"][bent] <= 0.2 * np.sqrt(2) * width[bent] + 1e-6).all() and 0.1 <= width.min() <= width.max() <= 0.25
+
+
+def test_scaling_per_axis_and_shifts_in_closed_form():
+    shift = np.random.default_rng(0).normal(size=(5, 6, 7, 3)).astype(np.float32)
+    where, _ = affine_coordinates((5, 6, 7), jnp.float32([1, 2, 3]), jnp.zeros(3), jnp.float32([2, 1, 4]), jnp.asarray(shift))
+    centre = np.float32([2, 2.5, 3])
+    offset = np.stack(np.meshgrid(*map(np.arange, (5, 6, 7)), indexing="ij"), -1) - centre + shift
+    np.testing.assert_allclose(where, np.clip(centre + offset / [2, 1, 4], 0, [4, 5, 6]), atol=1e-5)
+
+
+def test_smooth_fields_have_the_deviation_and_the_correlation_they_state():
+    width = 0.2
+    draw = jax.jit(jax.vmap(lambda key: smooth_field(key, (20, 10, 11), 2, jnp.float32(width), 0.1)))
+    field = np.asarray(draw(keys_of(1500)))
+    np.testing.assert_allclose(field.std(0), 1, atol=0.09)
+    np.testing.assert_allclose(field.mean(0), 0, atol=0.14)
+    # In the middle, a quarter of the edge apart; and the two parts of one voxel know nothing of each other.
+    near = (field[:, 7, 5, 5] * field[:, 12, 5, 5]).mean(0)
+    np.testing.assert_allclose(near, np.exp(-(0.25**2) / (4 * width**2)), atol=0.1)
+    assert abs((field[..., 0] * field[..., 1])[:, 10, 5, 5].mean()) < 0.1
+
+
+def test_elastic_deformation_moves_image_and_label_together_and_folds_nothing():
+    from scipy.ndimage import binary_erosion
+
+    shape = (32, 32, 32)
+    place = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).astype(np.float32)
+    batch = make_batch(b=2, shape=shape, channels=3)
+    batch["image"] = np.stack([place, place]).astype(np.float16)
+    batch["label"] = (place[..., 0] > 15.5).astype(np.uint8)[None].repeat(2, 0)
+    batch["label"][:, :, :4] = IGNORE
+    out = {name: np.asarray(a) for name, a in run(batch, keys_of(2), only(elastic=1.0, elastic_strain=(0.2, 0.2))).items()}
+    inside = out["mask"] == 1
+    # The image holds each voxel's place, so the result is the map itself: its Jacobian is positive, and it stretches as asked for.
+    jacobian = np.stack([np.stack(np.gradient(out["image"][..., a], axis=(1, 2, 3)), -1) for a in range(3)], -1)[:, 4:-4, 4:-4, 4:-4]
+    kept = np.stack([binary_erosion(crop, np.ones((3, 3, 3))) for crop in inside])[:, 4:-4, 4:-4, 4:-4]
+    assert np.linalg.det(jacobian)[kept].min() > 0
+    assert 0.1 < (jacobian - np.eye(3))[kept].std() < 0.3
+    assert np.abs(out["image"] - place)[inside].max() > 1
+    assert set(np.unique(out["label"])) == {0, 1, IGNORE}
+    sure = inside & (out["label"] != IGNORE) & (np.abs(out["image"][..., 0] - 15.5) > 0.51)
+    np.testing.assert_array_equal(out["label"][sure], out["image"][..., 0][sure] > 15.5)
+    assert (out["label"][inside & (out["image"][..., 1] < 2.9)] == IGNORE).all() and (out["label"][~inside] == IGNORE).all()
+
+
+def test_bias_is_a_positive_factor_on_what_lies_above_air():
+    batch = make_batch(b=8, shape=(8, 8, 8))
+    batch["image"][:] = -2.0
+    batch["image"][:, 0] = -3.0
+    field = np.asarray(run(batch, keys_of(8), only(bias=1.0, bias_strength=(0.3, 0.3)))["image"]) + 3
+    np.testing.assert_array_equal(field[:, 0], 0)
+    logs = np.log(field[:, 1:])
+    assert 0.15 < logs.std() < 0.45 and np.abs(np.diff(logs, axis=1)).max() < 0.4
+    assert np.abs(logs[..., 0] - logs[..., 1]).max() > 0.05
+
+
+@pytest.mark.parametrize("name", ["blur", "coarse"])
+def test_a_share_of_the_channels_draws_strengths_of_its_own(name):
+    batch = make_batch(b=64, shape=(8, 8, 8), channels=4)
+    batch["image"][:] = batch["image"][:1, ..., :1]
+    config = only(**{name: 1.0}, channel_share=0.5, coarse_zoom=(0.5, 0.6))
+    out = np.asarray(run(batch, keys_of(64), config)["image"])
+    changed = np.abs(out - batch["image"]).max((1, 2, 3)) > 1e-3
+    assert abs(changed.mean() - 0.5) < 0.13
+    assert len(np.unique(out[changed.nonzero()[0], 1, 2, 3, changed.nonzero()[1]].round(4))) > (30 if name == "blur" else 1)
+
+
+def test_factors_lie_below_one_as_often_as_above():
+    batch = {name: np.repeat(array[:1], 400, 0) for name, array in make_batch(shape=(2, 2, 2)).items()}
+    batch["image"][:] = 1
+    factor = np.asarray(run(batch, keys_of(400), only(brightness=1.0, brightness_factor=(0.9, 2.0)))["image"])[:, 0, 0, 0]
+    below = factor < 1
+    assert abs(below.mean() - 0.5) < 0.08
+    assert factor.min() >= 0.9 and factor.max() <= 2
+    assert abs(factor[below].mean() - 0.95) < 0.01 and abs(factor[~below].mean() - 1.5) < 0.06
+
+
+def test_a_stored_config_without_the_younger_fields_means_what_it_meant():
+    old = as_json(Augment.light())
+    for name in ("rotate", "rescale", "scale_each_axis", "elastic", "elastic_width", "elastic_strain", "bias", "channel_share"):
+        del old[name]
+    assert from_json(Augment, old) == Augment.light()
+    assert from_json(Augment, as_json(Augment.nnunet())) == Augment.nnunet()
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_lowers_for_accelerators(platform):
-    text = run.trace(make_batch(), keys_of(3), Augment.default()).lower(lowering_platforms=(platform,)).as_text()
+    text = (
+        run.trace(make_batch(), keys_of(3), dataclasses.replace(Augment.nnunet(), elastic=0.2, bias=0.2))
+        .lower(lowering_platforms=(platform,))
+        .as_text()
+    )
     assert "stablehlo" in text
 
 
@@ -260,6 +388,8 @@ def test_lowers_for_accelerators(platform):
         ({"flip": (1, 2, 0)}, "axis"),
         ({"scale": (0.0, 1.0)}, "above 0"),
         ({"gamma_power": (2.0, 1.0)}, "lowest"),
+        ({"elastic_width": (0.0, 0.2)}, "above 0"),
+        ({"channel_share": -0.1}, "probability"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change, word):

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 
-from jaxseg.infer import sliding_window
+from jaxseg.errors import DeviceMemoryError
+from jaxseg.infer import blend, sliding_window
 from jaxseg.infer.window import gaussian_weights, window_starts
 
 
@@ -88,6 +90,126 @@ def test_nothing_but_air_calls_nothing():
 
     result = sliding_window(never, scan(), window=(4, 4, 4), num_classes=2, mask=np.zeros((11, 9, 13), bool))
     np.testing.assert_array_equal(result, 0)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_blending_on_the_device_equals_blending_on_the_host(batch):
+    image, mask = scan(), np.ones((11, 9, 13), bool)
+    mask[6:] = False
+    settings = {"window": (6, 4, 5), "overlap": 0.4, "batch": batch, "num_classes": 2, "mask": mask, "outside": [1, 0]}
+    apply = jax.jit(lambda x: jnp.tanh(x) + x.mean((1, 2, 3), keepdims=True))
+    host, device = (sliding_window(apply, image, **settings, on_device=where) for where in (False, True))
+    np.testing.assert_allclose(device, host, atol=1e-6)
+    assert device.shape == host.shape and device.flags.writeable
+
+
+def test_a_scan_of_another_size_compiles_nothing():
+    compiled = []
+
+    @jax.jit
+    def apply(x):
+        compiled.append(x.shape)
+        return x[..., :1]
+
+    settings = {"window": (8, 8, 8), "batch": 2, "num_classes": 1, "on_device": True}
+    sliding_window(apply, scan((15, 16, 14)), **settings)
+    canvases = blend._add_windows._cache_size()
+    for shape in ((16, 13, 16), (13, 14, 15), (5, 14, 16)):
+        sliding_window(apply, scan(shape), **settings | {"on_device": min(shape) > 8})
+    assert compiled == [(2, 8, 8, 8, 2)] and blend._add_windows._cache_size() == canvases
+    assert blend.bucket((13, 16, 17), (8, 8, 9)) == (16, 16, 20)
+
+
+class Device:
+    """A network on a device that holds so many windows at once: called, or (as on a GPU) when the result is waited for."""
+
+    def __init__(self, holds: int, message: str = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 68719476736 bytes.") -> None:
+        self.holds, self.message, self.calls = holds, message, []
+
+    def __call__(self, x):
+        self.calls.append(len(x))
+        if len(x) > self.holds:
+            raise JaxRuntimeError(self.message)
+        return x
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_out_of_memory_halves_the_batch_and_loses_nothing(on_device):
+    image, device = scan(), Device(holds=2)
+    with pytest.warns(RuntimeWarning, match="at a time") as warned:
+        result = sliding_window(device, image, window=(6, 4, 5), batch=8, num_classes=2, on_device=on_device)
+    np.testing.assert_allclose(result, image, atol=1e-6, rtol=3e-6)
+    assert device.calls[:3] == [8, 4, 2] and set(device.calls[3:]) == {2} and len(warned) == 2
+
+
+def test_memory_that_runs_out_later_keeps_what_is_done():
+    image, calls = scan(), []
+
+    def apply(x):
+        calls.append(len(x))
+        if len(calls) == 4:
+            raise JaxRuntimeError("RESOURCE_EXHAUSTED: another program took it")
+        return x
+
+    with pytest.warns(RuntimeWarning, match="2 at a time"):
+        result = sliding_window(apply, image, window=(6, 4, 5), overlap=0.0, batch=4, num_classes=2)
+    np.testing.assert_allclose(result, image, atol=1e-6, rtol=3e-6)
+
+
+def test_one_window_is_sent_alone_before_giving_up():
+    pending = []
+
+    class Result:
+        def __init__(self, x):
+            self.x = x
+
+        shape = property(lambda self: self.x.shape)
+
+        def block_until_ready(self):
+            if len(pending) > 1:
+                pending.clear()
+                raise JaxRuntimeError("RESOURCE_EXHAUSTED: two windows at once")
+            pending.remove(self)
+            return self
+
+        def __array__(self, dtype=None, copy=None):
+            return np.asarray(self.x, dtype)
+
+    def apply(x):
+        pending.append(Result(x))
+        return pending[-1]
+
+    image = scan()
+    with pytest.warns(RuntimeWarning, match="only when the last has come back"):
+        result = sliding_window(apply, image, window=(6, 4, 5), num_classes=2)
+    np.testing.assert_allclose(result, image, atol=1e-6, rtol=3e-6)
+
+
+@pytest.mark.filterwarnings("ignore:out of device memory")
+def test_a_window_that_never_fits_is_said_with_its_size():
+    device = Device(holds=0)
+    with pytest.raises(DeviceMemoryError, match=r"\(6, 4, 5\).*2 channels.*RESOURCE_EXHAUSTED"):
+        sliding_window(device, scan(), window=(6, 4, 5), batch=2, num_classes=2)
+    assert device.calls == [2, 1, 1]
+
+
+@pytest.mark.parametrize("message", ["INTERNAL: CUDA_ERROR_ILLEGAL_ADDRESS", "INVALID_ARGUMENT: out of memory, it is not"])
+def test_other_errors_are_never_tried_again(message):
+    device = Device(holds=0, message=message)
+    with pytest.raises(JaxRuntimeError, match=message):
+        sliding_window(device, scan(), window=(6, 4, 5), batch=4, num_classes=2)
+    assert device.calls == [4]
+
+
+def test_a_canvas_that_does_not_fit_is_blended_on_the_host(monkeypatch):
+    def full(*_):
+        raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr("jaxseg.infer.window.DeviceBlend", full)
+    image = scan()
+    with pytest.warns(RuntimeWarning, match="blending on the host"):
+        result = sliding_window(lambda x: x, image, window=(6, 4, 5), num_classes=2, on_device=True)
+    np.testing.assert_allclose(result, image, atol=1e-6, rtol=3e-6)
 
 
 @pytest.mark.parametrize(

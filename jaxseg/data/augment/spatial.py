@@ -1,0 +1,102 @@
+"""Spatial augmentation: rotation, scaling and elastic deformation in one resampling of image, label and mask, and flips. Called by
+`augment`."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxseg.data.augment.config import Augment
+from jaxseg.data.augment.field import smooth_field
+from jaxseg.data.resample import affine_coordinates, sample_linear, sample_nearest
+
+Batch = dict[str, Array]
+IGNORE = 255
+_MOVED = ("image", "label", "mask")
+
+
+def deform(batch: Batch, keys: Array, config: Augment) -> Batch:
+    """Rotate, scale and bend the samples that draw it. The work is skipped where no sample of the batch does."""
+    if not any((config.affine, config.rotate, config.rescale, config.elastic)):
+        return batch
+    motion = jax.vmap(lambda key: draw_motion(key, config))(keys)
+    old = {name: batch[name] for name in _MOVED if name in batch}
+
+    def work() -> Batch:
+        new = jax.vmap(lambda sample, drawn: _move(sample, drawn, config))(batch, motion)
+        return {name: jnp.where(_per_sample(motion["hit"], array), new[name], array) for name, array in old.items()}
+
+    return {**batch, **jax.lax.cond(motion["hit"].any(), work, lambda: old)}
+
+
+def flip(batch: Batch, keys: Array, config: Augment) -> Batch:
+    """Mirror each sample along each axis by its own draw: a copy, no resampling."""
+    hits = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.asarray(config.flip)))(keys)
+    for axis in range(3):
+        if config.flip[axis] > 0:
+            for name in _MOVED:
+                if name in batch:
+                    array = batch[name]
+                    batch = {**batch, name: jnp.where(_per_sample(hits[:, axis], array), jnp.flip(array, axis + 1), array)}
+    return batch
+
+
+def _per_sample(hit: Array, array: Array) -> Array:
+    return hit.reshape(-1, *[1] * (array.ndim - 1))
+
+
+def draw_motion(key: Array, config: Augment) -> Batch:
+    """One sample's motion, of those that `config` has: `hit`; `angles` (3,) radians and magnification `scale` (3,), both neutral where
+    they were not drawn; and with elastic deformation `amplitude` and `width` (parts of the crop's edge) and the key `noise`."""
+    first, second = jax.random.split(key)
+    turn, size = jax.random.split(second)
+    both = jax.random.bernoulli(first, config.affine)
+    turned = both | jax.random.bernoulli(jax.random.fold_in(key, 0), config.rotate) if config.rotate > 0 else both
+    scaled = both | jax.random.bernoulli(jax.random.fold_in(key, 1), config.rescale) if config.rescale > 0 else both
+    limit = jnp.deg2rad(jnp.asarray(config.rotation))
+    angles = jax.random.uniform(turn, (3,), minval=-limit, maxval=limit)
+    motion = {
+        "hit": turned | scaled,
+        "angles": jnp.where(turned, angles, 0.0),
+        "scale": jnp.where(scaled, _draw_scale(size, jax.random.fold_in(key, 2), config), jnp.ones(3)),
+    }
+    if config.elastic == 0:
+        return motion
+    bent = jax.random.bernoulli(jax.random.fold_in(key, 3), config.elastic)
+    amplitude, width, noise = _draw_elastic(jax.random.fold_in(key, 4), config)
+    return motion | {"hit": motion["hit"] | bent, "amplitude": jnp.where(bent, amplitude, 0.0), "width": width, "noise": noise}
+
+
+def _draw_scale(size: Array, apart: Array, config: Augment) -> Array:
+    # Uniform in the logarithm: enlarging and shrinking by the same factor are equally likely.
+    low, high = (math.log(limit) for limit in config.scale)
+    common = jax.random.uniform(size, minval=low, maxval=high)
+    if config.scale_each_axis == 0:
+        return jnp.exp(common)
+    each = jax.random.uniform(jax.random.fold_in(apart, 1), (3,), minval=low, maxval=high)
+    return jnp.exp(jnp.where(jax.random.bernoulli(apart, config.scale_each_axis), each, common))
+
+
+def _draw_elastic(key: Array, config: Augment) -> tuple[Array, Array, Array]:
+    strain, width, noise = jax.random.split(key, 3)
+    width = jax.random.uniform(width, minval=config.elastic_width[0], maxval=config.elastic_width[1])
+    strain = jax.random.uniform(strain, minval=config.elastic_strain[0], maxval=config.elastic_strain[1])
+    return strain * math.sqrt(2) * width, width, noise
+
+
+def _move(sample: Batch, motion: Batch, config: Augment) -> Batch:
+    image = sample["image"]
+    shape = image.shape[:3]
+    shift = None
+    if config.elastic > 0:
+        field = smooth_field(motion["noise"], shape, 3, motion["width"], config.elastic_width[0])
+        shift = motion["amplitude"] * field * jnp.asarray(shape, jnp.float32)
+    where, inside = affine_coordinates(shape, sample["spacing"], motion["angles"], motion["scale"], shift)
+    air = sample["air"] if "air" in sample else jnp.zeros(image.shape[-1])
+    out = {**sample, "image": jnp.where(inside[..., None], sample_linear(image, where), air)}
+    for name, fill in (("mask", 0), ("label", IGNORE)):
+        if name in sample:
+            array = sample[name]
+            out[name] = jnp.where(inside, sample_nearest(array, where), jnp.asarray(fill, array.dtype))
+    return out
