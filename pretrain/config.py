@@ -6,6 +6,7 @@ from typing import Literal
 from jaxseg.data.augment import Augment
 from jaxseg.models import MAEConfig
 from jaxseg.train import LoopConfig, OptimConfig
+from pretrain.probe import ProbeConfig
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,14 @@ class PretrainConfig:
         store: folder of the prepared, unlabelled scans (`jaxseg prepare`).
         out: run folder.
         split: "" for every case of the store, or "FILE.json:KEY".
-        model: the masked autoencoder; its input channels are those of the store.
+        objective: what is learned, see `pretrain.objectives`.
+        model: the masked autoencoder; its input channels are those of the store. Other objectives take its encoder and its masks.
         batch: crops a step, over all devices together.
+        momentum: of the teacher's average, for objectives that have a teacher.
         augment: what is done to a crop before it is masked.
         optim: AdamW and its schedule.
         loop: number of steps, and how often to log and save.
+        probe: labelled cases that the frozen tokens are tried on while pretraining; the numbers go to the log.
         layout: "pmap" (one host) or "mesh" (sharded parameters, several hosts).
         fsdp: over how many devices the parameters are sharded ("mesh" only).
         accumulate: micro-batches a step.
@@ -30,11 +34,14 @@ class PretrainConfig:
     store: str = ""
     out: str = ""
     split: str = ""
+    objective: Literal["mae", "simmim", "latent", "contrastive"] = "mae"
     model: MAEConfig = field(default_factory=MAEConfig)
     batch: int = 8
+    momentum: float = 0.996
     augment: Augment = field(default_factory=Augment)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     layout: Literal["pmap", "mesh"] = "pmap"
     fsdp: int = 1
     accumulate: int = 1

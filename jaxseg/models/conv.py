@@ -1,7 +1,8 @@
 """3-D convolution, its cheap special cases (1x1x1, kernel = stride) and changes of resolution. UNETR calls these.
 
 Arrays are `(b, x, y, z, c)` and kernels `(kx, ky, kz, in, out)`. One function, `conv3d`, chooses the form by the platform that a program
-is lowered for: plain `lax.conv` on GPU and TPU, `models.conv_cpu` for 3x3x3 kernels and `models.conv_phases` for strides on CPU.
+is lowered for: plain `lax.conv` on GPU and TPU, `models.conv_cpu` for 3x3x3 and depthwise kernels and `models.conv_phases` for
+strides on CPU.
 """
 
 import math
@@ -50,6 +51,14 @@ def conv3d(
         out = conv_phases.strided_conv(x, kernel, strides, before)
     else:
         out = _lax_conv(x, kernel, strides, padding)
+    return out if bias is None else out + bias.astype(x.dtype)
+
+
+def depthwise_conv(
+    x: Float[Array, "b x y z c"], kernel: Float[Array, "kx ky kz 1 c"], bias: Float[Array, "c"] | None = None
+) -> Float[Array, "b x y z c"]:
+    """Cross-correlate each channel with a kernel of its own, of odd sides, with zeros around the image; in the type of `x`, with float32 sums."""
+    out = lax.platform_dependent(x, kernel.astype(x.dtype), cpu=conv_cpu.depthwise, default=_lax_depthwise)
     return out if bias is None else out + bias.astype(x.dtype)
 
 
@@ -132,6 +141,11 @@ def _lax_conv(x, kernel, strides, padding):
     dims = ("NHWDC", "HWDIO", "NHWDC")
     padding = padding if isinstance(padding, str) else [(p, p) for p in padding]
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dims)
+
+
+def _lax_depthwise(x, kernel):
+    dims = ("NHWDC", "HWDIO", "NHWDC")
+    return lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=dims, feature_group_count=x.shape[-1])
 
 
 def _plain(x, kernel):

@@ -23,6 +23,7 @@ def make_step(
     *,
     weights: Mapping[str, float] | None = None,
     ema_decay: float | None = None,
+    advance: Callable[[Any, Any], Any] | None = None,
     accumulate: int = 1,
 ) -> Step:
     """Build `step(state, batch, key, axis=None) -> (state, metrics)`.
@@ -36,11 +37,12 @@ def make_step(
         optimizer: any optax transformation; `make_optimizer` builds ours.
         weights: factor of each term, 1 where not named.
         ema_decay: keep `ema = decay * ema + (1 - decay) * params` in the state (which must have been created with it).
+        advance: `advance(extra, params) -> extra` after each update, on the new parameters (a teacher's average); without it `extra` stays.
         accumulate: split each device's batch into so many micro-batches, one after the other; the result is the same, the memory smaller.
 
     Returns:
         The step. Its metrics are float32 scalars, equal on all devices: each term, `loss`, `grad_norm`, and `skipped` (1 where the
-        loss or the gradient was not finite: parameters, optimizer state and average then stay as they were, and only `step` advances).
+        loss or the gradient was not finite: parameters, optimizer state, average and `extra` then stay as they were, and only `step` advances).
     """
     if accumulate < 1:
         raise ConfigError(f"accumulate is {accumulate}; it must be 1 or more micro-batches")
@@ -55,7 +57,7 @@ def make_step(
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         metrics = {**terms, "loss": total, "grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
-        return _update(state, grads, finite, optimizer, ema_decay), metrics
+        return _update(state, grads, finite, optimizer, ema_decay, advance), metrics
 
     return step
 
@@ -122,7 +124,12 @@ def _split(tree: Any, parts: int) -> Any:
 
 
 def _update(
-    state: TrainState, grads: Any, finite: jax.Array, optimizer: optax.GradientTransformation, ema_decay: float | None
+    state: TrainState,
+    grads: Any,
+    finite: jax.Array,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float | None,
+    advance: Callable[[Any, Any], Any] | None,
 ) -> TrainState:
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -131,6 +138,7 @@ def _update(
         if ema is None:
             raise ConfigError("ema_decay is set, but the state holds no average: create it with TrainState.create(..., ema=True)")
         ema = jax.tree.map(lambda old, new: ema_decay * old + (1.0 - ema_decay) * new, ema, params)
-    new, old = (params, opt_state, ema), (state.params, state.opt_state, state.ema)
-    params, opt_state, ema = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
-    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+    extra = state.extra if advance is None else advance(state.extra, params)
+    new, old = (params, opt_state, ema, extra), (state.params, state.opt_state, state.ema, state.extra)
+    params, opt_state, ema, extra = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
+    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema, extra=extra)

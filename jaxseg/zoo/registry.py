@@ -52,6 +52,13 @@ FAMILIES = {
     "unet": Family("jaxseg.models.unet", "UNet", "UNetConfig"),
     "primus": Family("jaxseg.models.primus", "Primus", "PrimusConfig"),
     "evamae": Family("jaxseg.models.eva_mae", "EvaMAE", "EvaMAEConfig"),
+    "cinema": Family("jaxseg.models.cinema", "CineMA", "CineMAConfig"),
+}
+
+# What only pretraining makes: model folders hold them, but nobody asks for one by a public name.
+UNNAMED = {
+    "latent3d": Family("jaxseg.models.latent", "Latent", "LatentConfig"),
+    "places3d": Family("jaxseg.models.places", "Places", "PlacesConfig"),
 }
 
 
@@ -105,7 +112,7 @@ def describe_models() -> list[tuple[str, str]]:
 def architecture(model: nnx.Module) -> dict[str, Any]:
     """`{"name": family, "arguments": config}` as JSON data: all that `build` needs to make the same network again."""
     config = getattr(model, "config", None)
-    for name, entry in FAMILIES.items():
+    for name, entry in (FAMILIES | UNNAMED).items():
         if type(model).__name__ == entry.network and type(config).__name__ == entry.config:
             return {"name": name, "arguments": _to_json(dataclasses.asdict(typing.cast(Any, config)))}
     raise ConfigError(
@@ -116,9 +123,9 @@ def architecture(model: nnx.Module) -> dict[str, Any]:
 def build(description: dict[str, Any], *, seed: int = 0) -> Any:
     """The network that `architecture` described, freshly initialised. Raises ConfigError for a name or field that this version does not know."""
     name = description.get("name")
-    if name not in FAMILIES:
+    if name not in FAMILIES | UNNAMED:
         raise ConfigError(f"the architecture is called {name!r}; this version of jaxseg knows {', '.join(FAMILIES)}")
-    entry = FAMILIES[name]
+    entry = (FAMILIES | UNNAMED)[name]
     config = _config(entry.config_class(), None, description.get("arguments", {}), f"architecture {name!r}")
     return entry.network_class()(config, rngs=nnx.Rngs(seed))
 
@@ -131,7 +138,7 @@ def family_of(name: str) -> str:
 
 def network_of(config: Any, *, seed: int = 0) -> Any:
     """The network of a config, freshly initialised. Raises ConfigError for a config of no family."""
-    for entry in FAMILIES.values():
+    for entry in (FAMILIES | UNNAMED).values():
         if type(config).__name__ == entry.config and type(config).__module__ == entry.module:
             return entry.network_class()(config, rngs=nnx.Rngs(seed))
     raise ConfigError(

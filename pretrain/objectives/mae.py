@@ -6,10 +6,11 @@ from typing import Any
 from flax import nnx
 
 from jaxseg.data.augment import Augment, augment
+from pretrain.objectives.objective import Objective
 
 
 def make_loss(graph: nnx.GraphDef, augmentation: Augment) -> Callable[..., dict[str, Any]]:
-    """A loss of (params, batch, keys, extra) for the masked autoencoder whose structure is `graph`.
+    """A loss of (params, batch, keys, extra) for the masked image model (`MAE`, `SimMIM`) whose structure is `graph`.
 
     The batch is that of `jaxseg.data.loader`; `keys` `(b,)` holds one key per sample, so that a sample's augmentation and mask are the same
     in whichever batch, device or process it lands.
@@ -22,3 +23,6 @@ def make_loss(graph: nnx.GraphDef, augmentation: Augment) -> Callable[..., dict[
         return terms
 
     return loss
+
+
+OBJECTIVE = Objective(lambda model: model, make_loss)

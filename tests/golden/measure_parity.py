@@ -142,8 +142,9 @@ def main() -> None:
         worst = max(difference, found.get(family, {}).get("difference", 0.0))
         found[family] = {"peer": name, "difference": float(f"{worst:.1e}")}
         print(f"{family}: {difference:.1e} of the range of {name}", flush=True)
-    # Its sources were read, its package was never run.
+    # Their sources were read, their packages were never run.
     found["evamae"] = {"peer": "nnssl's `EvaMAE`, layout only", "difference": None}
+    found["cinema"] = {"peer": "CineMA's `CineMA` (one view's encoder), layout only", "difference": None}
     FILE.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
 
 

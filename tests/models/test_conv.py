@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxseg.models.conv import conv3d, depth_to_space, space_to_depth, upsample, upsample_conv
+from jaxseg.models.conv import conv3d, depth_to_space, depthwise_conv, space_to_depth, upsample, upsample_conv
 from jaxseg.models.instance_norm import instance_norm, leaky_relu
 
 
@@ -46,6 +46,20 @@ def test_other_kernels_and_strides_equal_lax(size, stride, padding):
     x, kernel, bias = arrays((2, 5, 6, 7, 3), (*size, 3, 4), (4,))
     strides = (stride,) * 3 if isinstance(stride, int) else stride
     close(conv3d(x, kernel, bias, stride=stride, padding=padding), reference(x, kernel, strides, padding) + bias)
+
+
+@pytest.mark.parametrize("size", [(5, 5, 5), (3, 5, 1)])
+def test_depthwise_is_a_convolution_for_each_channel_in_value_and_gradients(size):
+    x, kernel, bias, gradient = arrays((2, 6, 5, 4, 3), (*size, 1, 3), (3,), (2, 6, 5, 4, 3))
+
+    def one_by_one(x, kernel, bias):
+        return jnp.concatenate([reference(x[..., c : c + 1], kernel[..., c : c + 1]) for c in range(3)], -1) + bias
+
+    wanted, pull = jax.vjp(one_by_one, x, kernel, bias)
+    found, fast_pull = jax.vjp(jax.jit(depthwise_conv), x, kernel, bias)
+    close(found, wanted)
+    for ours, theirs in zip(fast_pull(gradient), pull(gradient)):
+        close(ours, theirs)
 
 
 def test_lax_form_is_lax_alone():

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import threading
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,10 +32,11 @@ def store(tmp_path_factory):
     return folder / "store"
 
 
-def config(store, out, steps=6):
+def config(store, out, steps=6, objective: Any = "mae"):
     return PretrainConfig(
         store=str(store),
         out=str(out),
+        objective=objective,
         model=MODEL,
         batch=8,
         optim=OptimConfig(warmup=1),
@@ -58,15 +60,17 @@ def arrays(folder):
 
 
 @pytest.mark.slow
-def test_a_stopped_and_resumed_run_equals_one_that_was_not_stopped(store, tmp_path):
+@pytest.mark.parametrize("objective", ["mae", "latent"])
+def test_a_stopped_and_resumed_run_equals_one_that_was_not_stopped(store, tmp_path, objective):
     assert threading.current_thread() is threading.main_thread()
-    whole = pretrain(config(store, tmp_path / "whole"), progress=QuietProgress())
+    whole = pretrain(config(store, tmp_path / "whole", objective=objective), progress=QuietProgress())
     with pytest.raises(Preempted, match="goes on from there"):
-        pretrain(config(store, tmp_path / "parts"), progress=StopAfter(3))
-    parts = pretrain(config(store, tmp_path / "parts"), progress=QuietProgress())
+        pretrain(config(store, tmp_path / "parts", objective=objective), progress=StopAfter(3))
+    parts = pretrain(config(store, tmp_path / "parts", objective=objective), progress=QuietProgress())
     for one, other in zip(arrays(whole), arrays(parts)):
         np.testing.assert_array_equal(one, other)
     card = load_model(whole).card
+    assert card["objective"] == objective
     assert card["channels"] == ["T1", "T2"]
     assert card["training"]["cases"] == 4
     assert len(card["training"]["data"]) == 4

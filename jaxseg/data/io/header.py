@@ -3,8 +3,6 @@
 SimpleITK and nibabel accept most of what is refused here, or disagree about what it means.
 """
 
-from typing import Literal
-
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
@@ -16,7 +14,6 @@ from jaxseg.errors import GeometryError, InputError
 
 HEADER_BYTES = 540
 _SIZES = {348: nib.Nifti1Header.template_dtype, 540: nib.Nifti2Header.template_dtype}
-_ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
 _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _REFUSED = {1: "1-bit", 32: "complex", 1792: "complex", 2048: "complex", 1536: "128-bit float", 128: "RGB colour", 2304: "RGBA colour"}
 _UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
@@ -45,11 +42,11 @@ def parse(head: bytes, name: str, rules: Rules, *, pair: bool = False) -> Header
 def _raw_header(head: bytes, name: str, pair: bool):
     if len(head) < 348:
         raise InputError(f"{name}: truncated: {len(head)} bytes, but a NIfTI header alone has 348; copy the file again")
-    for order, size in ((order, size) for order in _ORDERS for size in _SIZES):
+    for order, size in ((order, size) for order in "<>" for size in _SIZES):
         if int(np.frombuffer(head[:4], f"{order}i4")[0]) == size:
             if len(head) < size:
                 raise InputError(f"{name}: truncated: {len(head)} bytes, but a NIfTI-2 header alone has 540; copy the file again")
-            raw = np.ndarray((), _SIZES[size].newbyteorder(order), head)
+            raw = np.ndarray((), _SIZES[size].newbyteorder("<" if order == "<" else ">"), head)
             break
     else:
         found = int(np.frombuffer(head[:4], "<i4")[0])

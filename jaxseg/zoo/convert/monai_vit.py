@@ -128,10 +128,12 @@ def block_arrays(source: Source, theirs: str, ours: str, depth: int) -> dict[str
     return arrays
 
 
-def crop_of(settings: Settings, tokens: int, token: Triple) -> Triple:
-    """The crop (voxels) that a table of `tokens` positions was made for: as set, else as many tokens along each axis."""
+def crop_of(settings: Settings, tokens: int, token: Triple, published: Triple | None = None) -> Triple:
+    """The crop (voxels) that a table of `tokens` positions was made for: as set, else `published` if it fits, else as many tokens along each axis."""
     side = round(tokens ** (1 / 3))
-    if side**3 != tokens:
+    if published and np.prod([c // t for c, t in zip(published, token)]) == tokens:
+        crop = _triple("crop", settings.take("crop", published, "the published size"))
+    elif side**3 != tokens:
         crop = _triple("crop", settings.need("crop", f"a table of {tokens} positions is not that of a cube"))
     else:
         cube = tuple(side * t for t in token)

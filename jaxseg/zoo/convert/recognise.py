@@ -10,7 +10,7 @@ import numpy as np
 from jaxseg.errors import CheckpointError, ConfigError
 from jaxseg.zoo.convert.source import Layout, Settings
 
-CONVERTERS = ("monai_unetr", "monai_vit", "monai_swin", "monai_convnets", "nnssl_primus", "nnunet_unet")
+CONVERTERS = ("monai_unetr", "monai_vit", "monai_swin", "monai_convnets", "nnssl_primus", "nnunet_unet", "cinema")
 """The modules of this package that have LAYOUTS."""
 _WRAPPERS = ("network_weights", "state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "student", "teacher")
 """Keys under which files keep their arrays, the most telling first."""

@@ -1,0 +1,106 @@
+"""Latent prediction for 3D scans: a student that sees part of a crop predicts a teacher's states of the rest. Trained by `pretrain`."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from jaxseg.models.layers import linear
+from jaxseg.models.mae import Decoder, MAEConfig
+from jaxseg.models.masking import draw
+from jaxseg.models.positions import Triple, gather_tokens
+from jaxseg.models.vit import ViT, patchify
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentConfig(MAEConfig):
+    """As a masked autoencoder's: the decoder predicts states instead of voxels. Targets are always normalised, whatever `norm_target`."""
+
+    VARIANTS: ClassVar[dict[str, str]] = {}
+
+
+class Latent(nnx.Module):
+    """A student of the I-JEPA kind (https://arxiv.org/abs/2301.08243) over 3D tokens; its teacher is not part of it.
+
+    Parameters: `encoder` (a ViT, transfers by name) and `decoder` (the predictor, with a head as wide as the encoder).
+    """
+
+    def __init__(self, config: LatentConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = ViT(config.encoder, rngs=rngs)
+        self.decoder = Decoder(config.decoder, config.encoder.width, rngs=rngs)
+        self.decoder.head = linear(config.decoder_width, config.encoder.width, config.encoder.dtype, rngs)
+
+    def __call__(
+        self, x: Float[Array, "b x y z c"], *, spacing: Float[Array, "b 3"] | None = None, key: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b n w"]:
+        """The encoder's tokens of a whole crop, nothing hidden: features for a probe."""
+        return self.encoder(x, spacing=spacing, key=key)
+
+    def loss(
+        self,
+        teacher: ViT,
+        x: Float[Array, "b x y z c"],
+        mask: Float[Array, "b x y z"],
+        spacing: Float[Array, "b 3"] | None,
+        keys: Key[Array, " b"],
+    ) -> tuple[Array, Array]:
+        """(sum, count) of the distance between predicted and teacher's states of the hidden tokens, each weighted by its share of `mask`.
+
+        The teacher sees the whole crop and gets no gradient; its states are normalised to mean 0 and deviation 1 each, as data2vec
+        (https://arxiv.org/abs/2202.03555) does against collapse. `x` is 0 in channels that a sample lacks.
+        """
+        config, grid = self.config, self.encoder.grid_of(x)
+        body = patchify(mask[..., None], config.encoder.token)
+        visible, hidden = self._draw(keys, grid, body)
+        hidden = hidden[:, : max(1, round(config.predict * hidden.shape[1]))]
+        predicted = self.predict(x, grid, spacing, visible, hidden, keys)
+        target = gather_tokens(states(jax.lax.stop_gradient(teacher(x, spacing=spacing))), hidden)
+        weight = gather_tokens(body.astype(jnp.float32).mean(-1, keepdims=True), hidden)[..., 0]
+        error = predicted - target
+        error = (jnp.abs(error) if config.distance == "l1" else jnp.square(error)).mean(-1)
+        return jnp.sum(error * weight), jnp.sum(weight)
+
+    def predict(
+        self,
+        x: Float[Array, "b x y z c"],
+        grid: Triple,
+        spacing: Float[Array, "b 3"] | None,
+        visible: Int[Array, "b v"],
+        hidden: Int[Array, "b m"],
+        keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b m w"]:
+        """The states of the `hidden` tokens, float32, as told from the `visible` ones alone; `keys` for drop path."""
+        encoder, index = self.encoder, jnp.concatenate([visible, hidden], axis=1)
+        tokens = encoder.embed(gather_tokens(encoder.patchify(x), visible), grid, visible)
+        seen = self._at(encoder.coordinates(grid, spacing), visible)
+        if keys is not None:
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        placed = self._at(self.decoder.positions.coordinates(grid, self.config.encoder.token, spacing), index)
+        return self.decoder(encoder.encode(tokens, seen, keys), grid, index, placed)
+
+    def _at(self, coordinates: Any, index: Int[Array, "b k"]) -> Any:
+        return None if coordinates is None else gather_tokens(coordinates, index)
+
+    def _draw(self, keys: Key[Array, " b"], grid: Triple, body: Float[Array, "b n t"]) -> tuple[Array, Array]:
+        config = self.config
+        return draw(
+            jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys),
+            grid,
+            config.mask_ratio,
+            unit=config.mask_unit,
+            blocks=config.mask_blocks,
+            slabs=config.mask_slabs,
+            body=(body > 0).any(-1),
+            body_first=config.body_first,
+        )
+
+
+def states(tokens: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
+    """Tokens as targets: each with mean 0 and deviation 1 over its own numbers, float32."""
+    tokens = tokens.astype(jnp.float32)
+    centred = tokens - tokens.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)

@@ -1,0 +1,121 @@
+"""Where in a scan is this? Overlaps of a random part of a crop with the parts of a fixed grid, told from their features. Trained by `pretrain`."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from jaxseg.errors import ConfigError
+from jaxseg.models.layers import linear
+from jaxseg.models.positions import Triple
+from jaxseg.models.vit import ViT, ViTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacesConfig:
+    """An encoder, whose crop is cut into two parts along each axis, and the width of the features that are compared."""
+
+    VARIANTS: ClassVar[dict[str, str]] = {}
+
+    encoder: ViTConfig = dataclasses.field(default_factory=ViTConfig)
+    projection: int = 128
+
+    def __post_init__(self) -> None:
+        if any(n % 2 for n in self.encoder.grid):
+            raise ConfigError(
+                f"a crop of {self.encoder.crop} voxels has {self.encoder.grid} tokens, which do not split in two along every axis: "
+                "change crop or token"
+            )
+
+
+class Places(nnx.Module):
+    """Position contrast as VoCo has it (https://arxiv.org/abs/2402.17300), inside each sample: no sample is another's negative.
+
+    Parameters: `encoder` (a ViT, transfers by name), `hidden` and `project` (the projector of averaged tokens).
+    """
+
+    def __init__(self, config: PlacesConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = ViT(config.encoder, rngs=rngs)
+        self.hidden = linear(config.encoder.width, config.encoder.width, config.encoder.dtype, rngs)
+        self.project = linear(config.encoder.width, config.projection, config.encoder.dtype, rngs)
+
+    def __call__(
+        self, x: Float[Array, "b x y z c"], *, spacing: Float[Array, "b 3"] | None = None, key: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b n w"]:
+        """The encoder's tokens of a whole crop: features for a probe."""
+        return self.encoder(x, spacing=spacing, key=key)
+
+    def loss(
+        self,
+        x: Float[Array, "b x y z c"],
+        mask: Float[Array, "b x y z"],
+        spacing: Float[Array, "b 3"] | None,
+        keys: Key[Array, " b"],
+    ) -> dict[str, tuple[Array, Array]]:
+        """`{"position", "apart"}`: (sum, count) over the parts of the grid that hold body, in crops whose random part holds some.
+
+        "position" is -log(1 - |overlap - cosine| / 2) of the random part with each of the grid, whose features get no gradient from it: the
+        paper's distance, halved because a cosine may be negative. "apart" is the squared cosine of each two parts of the grid, which keeps
+        features from being all one. Air has no place: parts without a voxel of `mask` do not count.
+        """
+        self.encoder.grid_of(x)
+        side = tuple(n // 2 for n in x.shape[1:4])
+        origin = draw_origins(keys, side)
+        places = [origin, *(jnp.broadcast_to(jnp.asarray(corner), origin.shape) for corner in grid_corners(side))]
+        features = self.features(jnp.concatenate([cut_parts(x, place, side) for place in places]), spacing, keys)
+        body = jnp.stack([(cut_parts(mask, place, side) > 0).any((1, 2, 3)) for place in places], 1).astype(jnp.float32)
+        asked, known = features[:, 0], features[:, 1:]
+        cosine = jnp.einsum("bw,bgw->bg", asked, jax.lax.stop_gradient(known))
+        # A little more than 2, the largest difference, so that the logarithm stays finite.
+        away = jnp.abs(overlaps(origin, side) - cosine)
+        weight = body[:, :1] * body[:, 1:]
+        likeness = jnp.square(jnp.einsum("bgw,bhw->bgh", known, known))
+        pairs = jnp.triu(body[:, 1:, None] * body[:, None, 1:], 1)
+        return {
+            "position": (-jnp.sum(jnp.log1p(-away / 2.001) * weight), jnp.sum(weight)),
+            "apart": (jnp.sum(likeness * pairs), jnp.sum(pairs)),
+        }
+
+    def features(
+        self, parts: Float[Array, "k x y z c"], spacing: Float[Array, "b 3"] | None, keys: Key[Array, " b"]
+    ) -> Float[Array, "b g w"]:
+        """Projected means of the tokens of `parts` (groups of b samples, one after the other), each of length 1, float32; `keys` for drop path."""
+        count = len(parts) // len(keys)
+        spacing = None if spacing is None else jnp.tile(spacing, (count, 1))
+        keys = jnp.concatenate([jax.vmap(jax.random.fold_in, (0, None))(keys, number + 1) for number in range(count)])
+        pooled = self.encoder(parts, spacing=spacing, key=keys).mean(1)
+        projected = self.project(jax.nn.gelu(self.hidden(pooled))).astype(jnp.float32)
+        projected = projected * jax.lax.rsqrt(jnp.sum(jnp.square(projected), -1, keepdims=True) + 1e-12)
+        return projected.reshape(count, -1, projected.shape[-1]).swapaxes(0, 1)
+
+
+def grid_corners(side: tuple[int, ...]) -> np.ndarray:
+    """The lowest corners `(8, 3)` of the parts of a crop that is cut in two along each axis, in voxels."""
+    return np.stack(np.meshgrid(*((0, n) for n in side), indexing="ij"), -1).reshape(8, 3)
+
+
+def draw_origins(keys: Key[Array, " b"], side: tuple[int, ...]) -> Int[Array, "b 3"]:
+    """The lowest corner of a random part of each sample's crop, any voxel from which the part fits."""
+    return jax.vmap(lambda key: jax.random.randint(key, (3,), 0, jnp.asarray(side) + 1))(keys)
+
+
+def cut_parts(x: Float[Array, "b x y z *c"], origin: Int[Array, "b 3"], side: tuple[int, ...]) -> Float[Array, "b _ _ _ *c"]:
+    """The part of `side` voxels at `origin` of each sample."""
+
+    def one(sample: Array, corner: Array) -> Array:
+        rest = sample.shape[3:]
+        return jax.lax.dynamic_slice(sample, (*corner, *[0] * len(rest)), (*side, *rest))
+
+    return jax.vmap(one)(x, origin)
+
+
+def overlaps(origin: Int[Array, "b 3"], side: Triple | tuple[int, ...]) -> Float[Array, "b 8"]:
+    """The share of the part at `origin` that lies in each part of the grid; shares of one sample add up to 1."""
+    size = jnp.asarray(side, jnp.float32)
+    shared = 1.0 - jnp.abs(origin[:, None].astype(jnp.float32) - jnp.asarray(grid_corners(tuple(side)), jnp.float32)) / size
+    return jnp.prod(jnp.maximum(shared, 0.0), -1)

@@ -1,0 +1,33 @@
+"""The contrastive objective: where in a crop a random part of it lies, told from features alone. Used by `pretrain.train`.
+
+VoCo's form (Wu et al. 2024, arXiv 2402.17300). It needs no negatives from other samples, so a loss is a sum over samples, and the same numbers
+come out on one device and on many; SimCLR's would need features of the whole batch on each device.
+"""
+
+from typing import Any
+
+from flax import nnx
+
+from jaxseg.data.augment import Augment, augment
+from jaxseg.models import MAEConfig
+from jaxseg.models.places import PlacesConfig
+from jaxseg.train.step import Loss
+from pretrain.objectives.objective import Objective
+
+
+def network(model: MAEConfig) -> PlacesConfig:
+    """The same encoder; there is nothing to mask or decode."""
+    return PlacesConfig(encoder=model.encoder)
+
+
+def make_loss(graph: nnx.GraphDef, augmentation: Augment) -> Loss:
+    """A loss of (params, batch, keys, extra) for the network whose structure is `graph`, with the terms "position" and "apart"."""
+
+    def loss(params: Any, batch: dict[str, Any], keys: Any, extra: Any) -> dict[str, Any]:
+        batch = augment(batch, keys, augmentation)
+        return nnx.merge(graph, params).loss(batch["image"], batch["mask"], batch["spacing"], keys)
+
+    return loss
+
+
+OBJECTIVE = Objective(network, make_loss)

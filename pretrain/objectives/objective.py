@@ -1,0 +1,46 @@
+"""What every objective offers to `pretrain.train`: a network, a loss, and a teacher if it has one."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxseg.data.augment import Augment
+from jaxseg.models import MAEConfig
+from jaxseg.train import TrainState, make_step
+from jaxseg.train.step import Loss, Step
+
+
+class Objective(NamedTuple):
+    """One way to learn without labels. All of them share the encoder and the masks of one `MAEConfig`, so that they compare at equal settings.
+
+    Attributes:
+        network: the run's model settings → the config of the network that is trained, of a family of `jaxseg.zoo.registry`. Its network draws
+            `encoder` first, so that every objective starts from the same one.
+        make_loss: (graph of that network, augmentation) → a loss of (params, batch, keys, extra) for `jaxseg.train.make_step`. It is a sum over
+            samples that never look at each other, or the layouts would give other numbers.
+        teacher: parameters → the part of them that a teacher averages, or None without a teacher. The average is the loss's `extra`.
+    """
+
+    network: Callable[[MAEConfig], Any]
+    make_loss: Callable[[Any, Augment], Loss]
+    teacher: Callable[[Any], Any] | None = None
+
+    def start(self, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+        """The state before the first step; a teacher starts as a copy of its student."""
+        extra = None if self.teacher is None else jax.tree.map(jnp.copy, self.teacher(params))
+        return TrainState.create(params, optimizer, extra=extra)
+
+    def make_step(
+        self, graph: Any, augmentation: Augment, optimizer: optax.GradientTransformation, *, momentum: float = 0.996, accumulate: int = 1
+    ) -> Step:
+        """The training step; a teacher becomes `momentum * teacher + (1 - momentum) * student` after each."""
+        advance = None if self.teacher is None else partial(_average, self.teacher, momentum)
+        return make_step(self.make_loss(graph, augmentation), optimizer, advance=advance, accumulate=accumulate)
+
+
+def _average(student: Callable[[Any], Any], momentum: float, teacher: Any, params: Any) -> Any:
+    return jax.tree.map(lambda old, new: momentum * old + (1.0 - momentum) * new, teacher, student(params))
