@@ -14,12 +14,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from jaxseg.errors import ConfigError, ShapeError
+from jaxseg.errors import ConfigError
 from jaxseg.models.conv_stem import ConvStem, ConvStemConfig
 from jaxseg.models.instance_norm import SLOPE
 from jaxseg.models.layers import LayerScale, attention, layer_norm, run_blocks, survival
 from jaxseg.models.positions import Positions, Rotation, Triple, gather_tokens, rope_rotation, rotate
-from jaxseg.models.vit import patchify
+from jaxseg.models.vit import patchify, token_grid
 
 _normal = nnx.initializers.normal(0.02)  # timm truncates it at 2, a hundred deviations away
 _he = nnx.initializers.variance_scaling(2 / (1 + SLOPE**2), "fan_in", "normal")
@@ -222,13 +222,7 @@ class Eva(nnx.Module):
 
     def grid_of(self, x: Float[Array, "b x y z c"]) -> Triple:
         """Tokens along each axis of `x`; ShapeError if `x` does not fit this model."""
-        config = self.config
-        if x.ndim != 5 or x.shape[-1] != config.in_channels:
-            raise ShapeError(f"the input has the shape {tuple(x.shape)}; expected (b, x, y, z, {config.in_channels})")
-        if any(n == 0 or n % t for n, t in zip(x.shape[1:4], config.token)):
-            raise ShapeError(f"an input of {x.shape[1:4]} voxels does not divide into tokens of {config.token}: pad or crop it")
-        gx, gy, gz = (n // t for n, t in zip(x.shape[1:4], config.token))
-        return gx, gy, gz
+        return token_grid(x, self.config.in_channels, self.config.token)
 
     def patchify(self, x: Float[Array, "b x y z c"]) -> Float[Array, "b n p"]:
         """The voxels of every token: `(b, n, px·py·pz·c)`."""

@@ -103,6 +103,16 @@ class ViTConfig:
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; expected one of {', '.join(known)}")
 
 
+def token_grid(x: Float[Array, "b x y z c"], in_channels: int, token: Triple) -> Triple:
+    """Tokens along each axis of `x`. ShapeError if it has other channels, or sides that are no multiples of `token`."""
+    if x.ndim != 5 or x.shape[-1] != in_channels:
+        raise ShapeError(f"the input has the shape {tuple(x.shape)}; expected (b, x, y, z, {in_channels})")
+    if any(n == 0 or n % t for n, t in zip(x.shape[1:4], token)):
+        raise ShapeError(f"an input of {x.shape[1:4]} voxels does not divide into tokens of {token}: pad or crop it")
+    gx, gy, gz = (n // t for n, t in zip(x.shape[1:4], token))
+    return gx, gy, gz
+
+
 def patchify(x: Float[Array, "b x y z c"], token: Triple) -> Float[Array, "b n p"]:
     """Cut into tokens, z fastest; the voxels of a token are in the order (x y z c), as in MONAI's "perceptron" embedding."""
     p, q, r = token
@@ -181,13 +191,7 @@ class ViT(nnx.Module):
 
     def grid_of(self, x: Float[Array, "b x y z c"]) -> Triple:
         """Tokens along each axis of `x`; ShapeError if `x` does not fit this model."""
-        config = self.config
-        if x.ndim != 5 or x.shape[-1] != config.in_channels:
-            raise ShapeError(f"the input has the shape {tuple(x.shape)}; expected (b, x, y, z, {config.in_channels})")
-        if any(n == 0 or n % t for n, t in zip(x.shape[1:4], config.token)):
-            raise ShapeError(f"an input of {x.shape[1:4]} voxels does not divide into tokens of {config.token}: pad or crop it")
-        gx, gy, gz = (n // t for n, t in zip(x.shape[1:4], config.token))
-        return gx, gy, gz
+        return token_grid(x, self.config.in_channels, self.config.token)
 
     def patchify(self, x: Float[Array, "b x y z c"]) -> Float[Array, "b n p"]:
         """The voxels of every token: `(b, n, px·py·pz·c)`."""
