@@ -18,6 +18,12 @@ from bench.case import Absent, Setting, Work, find_case, load
 from bench.memory import forget_peak, peak_mib
 
 
+def pin(threads: int) -> None:
+    """So many of the cores that this process may use: XLA takes as many threads as cores, so this comes before its first use."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
 def make_work(arguments: argparse.Namespace) -> Work:
     """The side of the case that the arguments name."""
     setting = Setting(arguments.device, arguments.threads, arguments.quick)
@@ -76,6 +82,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    pin(arguments.threads)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve(arguments, out)

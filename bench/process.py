@@ -36,7 +36,6 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            preexec_fn=lambda: _pin(setting.threads),
         )
         self.told = self._read()
 
@@ -80,9 +79,3 @@ def environment(setting: Setting) -> dict[str, str]:
     fixed = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     libraries = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     return kept | fixed | libraries | ({"JAX_PLATFORMS": "cpu"} if setting.device == "cpu" else {})
-
-
-def _pin(threads: int) -> None:
-    """So many of the cores that this process may use: XLA takes as many threads as cores."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
