@@ -292,10 +292,6 @@ def _call_doctor(_known, _rest) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 _CALLS = {
     "demo": _call_demo,
     "run": _call_run,
@@ -314,3 +310,7 @@ _CALLS = {
     "export-torch": _call_export_torch,
     "doctor": _call_doctor,
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
