@@ -1,6 +1,9 @@
 """The command line: every error that a user can cause ends in one readable message and exit code 2, without a traceback unless --debug."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,3 +153,9 @@ def test_a_label_on_another_grid_leaves_the_case_out_with_the_numbers(capsys, tm
     error = capsys.readouterr().err
     assert "case_2" in error
     assert "16×18×16" in error
+
+
+def test_the_module_runs_verbs_as_the_command_does(tmp_path):
+    command = [sys.executable, "-m", "jaxseg.cli", "report", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
