@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxseg.errors import ConfigError
 from jaxseg.models.conv_stem import ConvStem, ConvStemConfig
 from jaxseg.models.instance_norm import SLOPE
-from jaxseg.models.layers import LayerScale, attention, layer_norm, run_blocks, survival
+from jaxseg.models.layers import Block, LayerScale, attention, layer_norm, run_blocks, survival
 from jaxseg.models.positions import Positions, Rotation, Triple, gather_tokens, rope_rotation, rotate
 from jaxseg.models.vit import patchify, token_grid
 
@@ -149,8 +149,8 @@ class EvaMLP(nnx.Module):
         return self.out(self.norm(jax.nn.silu(self.gate(x)) * self.value(x)))
 
 
-class EvaBlock(nnx.Module):
-    """x + scale(attention(norm(x))), then x + scale(mlp(norm(x))). `survive` `(b, 2)` multiplies the two branches (drop path)."""
+class EvaBlock(Block):
+    """A `Block` with Eva's attention and MLP: what is done with them is the same."""
 
     def __init__(self, config: EvaConfig, *, rngs: nnx.Rngs):
         self.norm1 = layer_norm(config.width, config.dtype, rngs)
@@ -159,16 +159,6 @@ class EvaBlock(nnx.Module):
         self.mlp = EvaMLP(config, rngs=rngs)
         self.scale1 = None if config.layer_scale is None else LayerScale(config.width, config.layer_scale)
         self.scale2 = None if config.layer_scale is None else LayerScale(config.width, config.layer_scale)
-
-    def __call__(
-        self, x: Float[Array, "b n w"], rotation: Rotation | None = None, survive: Float[Array, "b 2"] | None = None
-    ) -> Float[Array, "b n w"]:
-        branch = self.attention(self.norm1(x), rotation)
-        branch = branch if self.scale1 is None else self.scale1(branch)
-        x = x + (branch if survive is None else branch * survive[:, 0, None, None].astype(x.dtype))
-        branch = self.mlp(self.norm2(x))
-        branch = branch if self.scale2 is None else self.scale2(branch)
-        return x + (branch if survive is None else branch * survive[:, 1, None, None].astype(x.dtype))
 
 
 def stack_eva_blocks(config: EvaConfig, rngs: nnx.Rngs) -> EvaBlock:

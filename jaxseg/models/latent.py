@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxseg.models.layers import linear
 from jaxseg.models.mae import Decoder, MAEConfig
-from jaxseg.models.masking import draw
+from jaxseg.models.masked_model import draw_masks
 from jaxseg.models.positions import Triple, gather_tokens
 from jaxseg.models.vit import ViT, patchify
 
@@ -55,7 +55,7 @@ class Latent(nnx.Module):
         """
         config, grid = self.config, self.encoder.grid_of(x)
         body = patchify(mask[..., None], config.encoder.token)
-        visible, hidden = self._draw(keys, grid, body)
+        visible, hidden = draw_masks(self.config, keys, grid, body)
         hidden = hidden[:, : max(1, round(config.predict * hidden.shape[1]))]
         predicted = self.predict(x, grid, spacing, visible, hidden, keys)
         target = gather_tokens(states(jax.lax.stop_gradient(teacher(x, spacing=spacing))), hidden)
@@ -84,19 +84,6 @@ class Latent(nnx.Module):
 
     def _at(self, coordinates: Any, index: Int[Array, "b k"]) -> Any:
         return None if coordinates is None else gather_tokens(coordinates, index)
-
-    def _draw(self, keys: Key[Array, " b"], grid: Triple, body: Float[Array, "b n t"]) -> tuple[Array, Array]:
-        config = self.config
-        return draw(
-            jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys),
-            grid,
-            config.mask_ratio,
-            unit=config.mask_unit,
-            blocks=config.mask_blocks,
-            slabs=config.mask_slabs,
-            body=(body > 0).any(-1),
-            body_first=config.body_first,
-        )
 
 
 def states(tokens: Float[Array, "b n w"]) -> Float[Array, "b n w"]:

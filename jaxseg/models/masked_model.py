@@ -49,6 +49,22 @@ def check_masking(config: MaskedConfig) -> None:
         raise ConfigError(f"distance is {config.distance!r}; expected 'l2' or 'l1'")
 
 
+def draw_masks(
+    config: MaskedConfig, keys: Key[Array, " b"], grid: Triple, body: Float[Array, "b n t"]
+) -> tuple[Int[Array, "b v"], Int[Array, "b h"]]:
+    """Indices of visible and hidden tokens as `config` asks for them; `body` holds the mask of every voxel of every token."""
+    return draw(
+        jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys),
+        grid,
+        config.mask_ratio,
+        unit=config.mask_unit,
+        blocks=config.mask_blocks,
+        slabs=config.mask_slabs,
+        body=(body > 0).any(-1),
+        body_first=config.body_first,
+    )
+
+
 class MaskedModel(nnx.Module):
     """An encoder that learns by predicting hidden tokens; a subclass says how (`predict`) and what its loss is called (`term`)."""
 
@@ -108,17 +124,7 @@ class MaskedModel(nnx.Module):
 
     def draw_masks(self, keys: Key[Array, " b"], grid: Triple, body: Float[Array, "b n t"]) -> tuple[Int[Array, "b v"], Int[Array, "b h"]]:
         """Indices of visible and hidden tokens; `body` holds the mask of every voxel of every token."""
-        config = self.config
-        return draw(
-            jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys),
-            grid,
-            config.mask_ratio,
-            unit=config.mask_unit,
-            blocks=config.mask_blocks,
-            slabs=config.mask_slabs,
-            body=(body > 0).any(-1),
-            body_first=config.body_first,
-        )
+        return draw_masks(self.config, keys, grid, body)
 
     def reconstruct(
         self,
