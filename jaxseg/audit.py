@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxseg.data.archive import read_index
+from jaxseg.data.catalog import open_store
 from jaxseg.data.duplicates import Overlaps, Scan, find_overlaps, scans_of_card, scans_of_index, scans_of_store
-from jaxseg.data.store import open_store
 from jaxseg.errors import ConfigError, InputError
 from jaxseg.zoo.folder import CARD, read_card
 
@@ -23,21 +23,22 @@ def audit(pretrain: str | Path, test: str | Path) -> Overlaps:
     return find_overlaps(_scans(Path(pretrain)), _scans(Path(test)))
 
 
-def refuse_overlap(seen: Sequence[Scan], tests: Sequence[Scan], what: str) -> None:
-    """ConfigError if a pretraining has seen one of the scans to be tested on, or a near copy of one.
+def refuse_overlap(seen: Sequence[Scan], tests: Sequence[Scan], what: str, *, by: str = "pretraining") -> None:
+    """ConfigError if a training has seen one of the scans to be tested on, or a near copy of one.
 
     Args:
         seen: what was pretrained on: `scans_of_card(card)` of the model, or `scans_of_store(store)`.
         tests: what is to be tested on: `scans_of_store(store, names)` or `scans_of_cases(cases)`.
         what: how the message calls them, such as "test cases".
+        by: how it calls what has seen them.
     """
     shared = find_overlaps(seen, tests).contents
     if shared:
         names = sorted({overlap.second for overlap in shared})
         shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
         raise ConfigError(
-            f"pretraining has seen {len(names)} of the {len(tests)} {what} ({shown}), so that scores on them would flatter: leave them out of "
-            "the pretraining (`jaxseg audit` lists them), or say with allow_overlap (--allow-overlap) that this is meant"
+            f"{by} has seen {len(names)} of the {len(tests)} {what} ({shown}), so that scores on them would flatter: leave them out "
+            "there (`jaxseg audit` lists them), or say with allow_overlap (--allow-overlap) that this is meant"
         )
 
 

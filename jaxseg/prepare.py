@@ -30,7 +30,7 @@ class Wishes:
     Attributes:
         spacing: voxel size in mm.
         intensity: one rule for all channels, or one each; "nyul" learns its landmarks from the scans.
-        resampling, strip, n4, register: see `Recipe`.
+        resampling, strip, n4, register, defaced: see `Recipe`.
     """
 
     spacing: Sequence[float] | None = None
@@ -39,10 +39,11 @@ class Wishes:
     strip: str | None = None
     n4: bool | None = None
     register: str | None = None
+    defaced: bool | None = None
 
     def applied(self, recipe: Recipe, cases: CaseSet) -> Recipe:
         """`recipe` changed as wished; ConfigError where the number of intensity rules does not fit."""
-        given = {name: getattr(self, name) for name in ("resampling", "strip", "n4", "register")}
+        given = {name: getattr(self, name) for name in ("resampling", "strip", "n4", "register", "defaced")}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.spacing is not None:
             changes["spacing"] = tuple(float(value) for value in self.spacing)

@@ -18,6 +18,7 @@ _LABELS = frozenset("dseg seg lesion roi".split())
 # Entities that tell two files of one session apart, in the order in which the specification writes them.
 _TELLING = ("task", "trc", "acq", "ce", "rec", "dir", "run", "echo", "flip", "inv", "mt", "part", "space", "res", "den", "desc")
 _BRAIN = re.compile(r"brain|head|skull|valid", re.IGNORECASE)
+_ANONYMISED = re.compile(r"anon(ymi[sz](ed|ation))?|defac(ed?|ing)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,11 @@ class BidsName:
 
     @property
     def role(self) -> Literal["image", "label", "mask"] | None:
-        """ "image", "label" or "mask" (of the brain), or None for what is none of them, such as a time series or a probability map."""
+        """ "image", "label" or "mask" (of the brain or of anonymised voxels), or None for what is none of them, such as a time series or a probability map."""
         about = self.entities.get("label", "") + self.entities.get("desc", "")
         if self.suffix == "mask":
-            return "mask" if _BRAIN.search(about) and "lesion" not in about.lower() else "label"
+            beside = _ANONYMISED.fullmatch(about) or (_BRAIN.search(about) and "lesion" not in about.lower())
+            return "mask" if beside else "label"
         if self.suffix in _LABELS:
             return "label"
         return "image" if self.suffix in _IMAGES else None

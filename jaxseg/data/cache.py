@@ -4,6 +4,7 @@ A random crop out of a memory map costs milliseconds where the same crop out of 
 """
 
 import hashlib
+import mmap
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ AGAIN = "run `jaxseg prepare` again: it mends the cache from the dataset beside 
 class CaseArrays:
     """The arrays of one case; image, label and mask are read-only memory maps, so that slicing reads only the slab.
 
-    `foreground` holds at most 10 000 voxel positions per label value, `body` as many of the mask, sampled evenly at random.
+    `mask` is 1 in the body, 0 in air, 2 where anonymisation took voxels away (`anonymised`). `foreground` holds at most 10 000 voxel positions
+    per label value, `body` as many of the body, sampled evenly at random.
     """
 
     image: Float16[np.ndarray, "x y z c"]
@@ -55,7 +57,7 @@ def sample_foreground(record: dict[str, Any]) -> dict[str, Int32[np.ndarray, "n 
     """Voxel positions by label value ("1", "2", …; neither 0 nor 255) and of the "body", int32 `(n, 3)`; the same for the same record."""
     seed = int.from_bytes(hashlib.sha256(record["name"].encode()).digest()[:8], "little")
     rng = np.random.default_rng(seed)
-    sets = {"body": record["mask"] != 0}
+    sets = {"body": record["mask"] == 1}
     if record["labelled"]:
         label = record["label"]
         sets |= {str(value): label == value for value in np.unique(label).tolist() if value not in (0, IGNORE)}
@@ -75,6 +77,17 @@ def open_cache(folder: Path, name: str, files: dict[str, dict[str, str]]) -> Cas
     voxels = maps["foreground"]
     foreground = {int(key): array for key, array in voxels.items() if key != "body"}
     return CaseArrays(maps["image"], maps.get("label"), maps["mask"], foreground, voxels["body"])
+
+
+def release(arrays: CaseArrays) -> None:
+    """Give back the pages of a case's memory maps that were read: they stay in the system's file cache, and no longer count as this process's.
+
+    Harmless while another thread reads: a page that it still needs is mapped again.
+    """
+    for array in (arrays.image, arrays.mask, arrays.label):
+        mapped = getattr(array, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _open(path: Path, name: str) -> Any:

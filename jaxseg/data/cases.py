@@ -18,7 +18,7 @@ class Case:
     """One patient's scan: a file per channel, perhaps a label, perhaps a split, perhaps a mask of the brain or body.
 
     A 4-D file stands under each of its channels; `packed` then names all channels in the order of the file. `fold` is that of a published
-    cross-validation.
+    cross-validation. `anonymised` are masks that are not 0 where anonymisation took voxels away.
     """
 
     id: str
@@ -28,6 +28,7 @@ class Case:
     packed: tuple[str, ...] = ()
     mask: Path | None = None
     fold: int | None = None
+    anonymised: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def find_cases(folder: str | Path, *, channels: Sequence[str] | None = None, lab
     Understands, in this order: a `dataset.json` here or one level below (nnU-Net, Medical Decathlon); BIDS (`sub-01/[ses-1/]anat/`, with
     labels beside the images or in `derivatives/`); `imagesTr/` or `images/` with `labelsTr/` or `labels/`; a folder per case
     (`STS_001/T1.nii.gz`); one flat folder (`ID_T1.nii.gz`, `ID_seg.nii.gz`).
-    Files are matched by name; hidden files are passed over. A brain mask is neither image nor label: it is the case's `mask`.
+    Files are matched by name; hidden files are passed over. A brain mask is neither image nor label: it is the case's `mask`; nor are masks of
+    what anonymisation took away (`T1_anon_mask`).
 
     Args:
         channels: use these channels in this order (any case of letters); a case that lacks one is kept without it.
@@ -108,8 +110,10 @@ def _case(folder: Path, case: str, split: str | None, files: list[Found], label:
         kind, lone = ("label", labels[0]) if labels else ("mask", files[0])
         raise InputError(f"{folder}: case {case} has a {kind} ({lone.path.name}) but no image; add its image or move the {kind} away")
     packed = tuple(images) if len(images) > len(set(images.values())) else ()
-    masks = [file.path for file in files if file.role == "mask"]
-    return Case(case, images, labels[0].path if labels else None, split, packed, masks[0] if len(masks) == 1 else None)
+    masks = [file.path for file in files if file.role == "mask" and not layouts.is_anonymisation(file.channel)]
+    anonymised = tuple(sorted(file.path for file in files if file.role == "mask" and layouts.is_anonymisation(file.channel)))
+    mask = masks[0] if len(masks) == 1 else None
+    return Case(case, images, labels[0].path if labels else None, split, packed, mask, anonymised=anonymised)
 
 
 def _name_lone_images(cases: list[Case], declared: Declared) -> list[Case]:

@@ -1,6 +1,8 @@
 """What is body and what is air, and intensities on a common scale. Called by `preprocess`; numpy and scipy on plain arrays."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -9,6 +11,7 @@ from scipy import ndimage
 from jaxseg.data.nyul import landmarks, match_histogram
 from jaxseg.errors import ConfigError
 
+Normaliser = Callable[[np.ndarray, np.ndarray], np.ndarray]
 CT_WINDOW = (-1000.0, 1000.0)  # HU
 _BODY_HU = -500.0
 _CONSTANT_BORDER = 0.7  # share of border voxels with one value that makes it a background
@@ -40,8 +43,13 @@ def body_mask(foregrounds: Sequence[Bool[np.ndarray, "x y z"]]) -> Bool[np.ndarr
 
     All true where nothing stands out.
     """
-    union = np.logical_or.reduce(foregrounds)
-    return _fill(_large_parts(union)) if union.any() else np.ones(union.shape, bool)
+    union = functools.reduce(np.logical_or, foregrounds[1:], foregrounds[0].copy(order="K"))
+    if not union.any():
+        return np.ones(union.shape, bool)
+    # What lies around the outermost voxels is connected, and no hole.
+    box = bounding_box(union)
+    union[box] = _fill(_large_parts(np.ascontiguousarray(union[box])))
+    return union
 
 
 def own_foreground(plane: Float[np.ndarray, "x y z"], rule: str) -> Bool[np.ndarray, "x y z"]:
@@ -51,17 +59,19 @@ def own_foreground(plane: Float[np.ndarray, "x y z"], rule: str) -> Bool[np.ndar
     constant), or, where the border is not constant, what is brighter than air by Otsu's threshold (IEEE Trans. SMC 9, 1979) on
     square-rooted intensities.
     """
-    low, high = np.percentile(plane[:: max(1, plane.shape[0] // 96)], (0.1, 99.5))
-    if plane.min() == plane.max():
+    if _is_constant(plane):
         return np.zeros(plane.shape, bool)
     if check_rule(rule) is not None:
         return plane > _BODY_HU
-    border = np.concatenate([np.take(plane, (0, -1), axis).ravel() for axis in range(3)])
+    # As memory lies: sorting asks for no order.
+    low, high = np.percentile(plane[:: max(1, plane.shape[0] // 96)].ravel(order="K"), (0.1, 99.5))
+    border = np.concatenate([face.ravel() for face in _faces(plane, range(3))])
     constant = np.median(border)
     span = max(abs(high - constant), abs(constant - low)) or float(plane.max() - plane.min())
     if np.mean(np.abs(border - constant) <= 1e-3 * span) >= _CONSTANT_BORDER:
         # 2 %: rounding and compression leave a constant background not quite constant.
-        return np.abs(plane - constant) > 0.02 * span
+        away = plane - constant
+        return np.abs(away, out=away) > 0.02 * span
     return _above_air(plane, low, high)
 
 
@@ -75,27 +85,77 @@ def normalise(
     - "nyul": the body's histogram matched to `scale` (`nyul.match_histogram`); air becomes 0.
     - "ct", "ct:LOW:HIGH": HU clipped to the window (-1000..1000), which becomes -2..2; air becomes -2.
     """
-    window = check_rule(rule)
-    if window is None and plane.min() == plane.max():
-        return np.zeros(plane.shape, np.float32), True
+    change = normaliser(plane, mask, rule, scale)
+    return (np.zeros(plane.shape, np.float32), True) if change is None else (change(plane, mask), False)
+
+
+def normaliser(
+    plane: Float[np.ndarray, "x y z"], mask: Bool[np.ndarray, "x y z"], rule: str, scale: Sequence[float] = ()
+) -> Normaliser | None:
+    """What `normalise` does to this channel, as a function of any part of it and of the mask there; None for a constant channel."""
+    window, air = check_rule(rule), np.float32(air_value(rule))
     if window is not None:
         low, high = window
-        scaled = (np.clip(plane, low, high) - (low + high) / 2) * (4 / (high - low))
-    else:
-        values = _in_view(plane, mask)
-        if rule == "nyul":
-            scaled = match_histogram(plane, landmarks(values), scale)
-        elif rule == "percentile":
-            low, high = np.percentile(values, (0.5, 99.5))
-            scaled = (np.clip(plane, low, high) - low) / ((high - low) or 1.0)
-        else:
-            scaled = (plane - values.mean(dtype=np.float64)) / (values.std(dtype=np.float64) or 1.0)
-    return np.where(mask, scaled, air_value(rule)).astype(np.float32), False
+        return _Linear(low, high, (low + high) / 2, (high - low) / 4, air)
+    if _is_constant(plane):
+        return None
+    values = _in_view(plane, mask)
+    if rule == "nyul":
+        marks = landmarks(values)
+        return lambda part, inside: np.where(inside, match_histogram(part, marks, scale), air)
+    if rule == "percentile":
+        low, high = np.percentile(values, (0.5, 99.5)).astype(np.float32)
+        return _Linear(low, high, low, (high - low) or 1.0, air)
+    mean, deviation = _moments(values)
+    return _Linear(-np.inf, np.inf, mean, deviation or 1.0, air)
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """Clipped to `low`..`high`, then (value - origin) / width; `air` outside the mask."""
+
+    low: float
+    high: float
+    origin: float
+    width: float
+    air: np.float32
+
+    def __call__(self, part: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        if np.isfinite(self.low):
+            part = np.clip(part, np.float32(self.low), np.float32(self.high))
+        done = np.subtract(part, np.float32(self.origin), dtype=np.float32)
+        done /= np.float32(self.width)
+        return np.where(inside, done, self.air)
+
+
+def _moments(values: Float[np.ndarray, " n"], chunk: int = 1 << 16) -> tuple[float, float]:
+    """Mean and standard deviation in float64, without a copy of all values in it."""
+    mean = float(values.mean(dtype=np.float64))
+    away = (values[start : start + chunk].astype(np.float64) - mean for start in range(0, values.size, chunk))
+    return mean, float(np.sqrt(sum(float(part @ part) for part in away) / values.size))
 
 
 def scan_landmarks(plane: Float[np.ndarray, "x y z"], mask: Bool[np.ndarray, "x y z"]) -> Float[np.ndarray, " 11"]:
     """The landmarks that the rule "nyul" finds in a channel, for learning its scale."""
     return landmarks(_in_view(plane, mask))
+
+
+def _is_constant(plane: np.ndarray) -> bool:
+    some = plane[::8, ::8, ::8]
+    return bool(some.min() == some.max() and plane.min() == plane.max())
+
+
+def bounding_box(mask: Bool[np.ndarray, "x y z"]) -> tuple[slice, ...]:
+    """The smallest box that holds every true voxel; there must be one."""
+    # First along the axis that lies farthest apart in memory, where whole blocks are compared: what is left over is flat.
+    order = [int(axis) for axis in np.argsort([abs(stride) for stride in mask.strides], kind="stable")]
+    flat = np.logical_or.reduce(mask, axis=order[2], keepdims=True)
+    box = [slice(0)] * 3
+    for axis in range(3):
+        line = np.logical_or.reduce(mask if axis == order[2] else flat, axis=tuple(other for other in range(3) if other != axis))
+        where = np.flatnonzero(line)
+        box[axis] = slice(int(where[0]), int(where[-1]) + 1)
+    return tuple(box)
 
 
 def _in_view(plane: np.ndarray, mask: np.ndarray, share: float = 0.05) -> np.ndarray:
@@ -106,8 +166,11 @@ def _in_view(plane: np.ndarray, mask: np.ndarray, share: float = 0.05) -> np.nda
 
 
 def _above_air(plane: np.ndarray, low: float, high: float) -> np.ndarray:
-    smooth = ndimage.gaussian_filter(plane.astype(np.float32), [1.0 if n > 4 else 0.0 for n in plane.shape], mode="nearest")
-    root = np.sqrt(np.clip(smooth - low, 0, max(high - low, 1e-12)))
+    plane = plane.astype(np.float32, copy=False)
+    root = np.asarray(ndimage.gaussian_filter(plane, [1.0 if n > 4 else 0.0 for n in plane.shape], mode="nearest"))
+    # In place: three more copies of a channel would be what preparing a case needs most memory for.
+    root -= np.float32(low)
+    np.sqrt(np.clip(root, 0, max(high - low, 1e-12), out=root), out=root)
     counts, edges = np.histogram(root, 256)
     middle = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
@@ -121,15 +184,26 @@ def _above_air(plane: np.ndarray, low: float, high: float) -> np.ndarray:
 def _large_parts(mask: np.ndarray, share: float = 0.1) -> np.ndarray:
     """Connected parts of at least `share` of the largest one's size (both legs, not the table)."""
     parts = np.empty(mask.shape, np.int32)
-    ndimage.label(mask, output=parts)
+    if ndimage.label(mask, output=parts) == 1:
+        return mask
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     return (sizes >= share * sizes.max())[parts]
 
 
 def _fill(mask: np.ndarray) -> np.ndarray:
-    """Fill holes in 3-D, then in each axial slice (lungs and airways are open at the ends of the field of view)."""
+    """Fill holes in each axial slice: lungs and airways are open at the ends of the field of view. A hole in 3-D is one in each of its slices."""
     plane = np.zeros((3, 3, 3), bool)
     plane[:, 1, 1] = plane[1, :, 1] = True
-    filled = np.asarray(ndimage.binary_fill_holes(mask))
-    return np.asarray(ndimage.binary_fill_holes(np.pad(filled, ((1, 1), (1, 1), (0, 0))), structure=plane))[1:-1, 1:-1]
+    parts = np.empty(mask.shape, np.int32)
+    ndimage.label(~mask, plane, output=parts)
+    reached = np.zeros(int(parts.max()) + 1, bool)
+    for face in _faces(parts, (0, 1)):
+        reached[face] = True
+    reached[0] = False
+    return ~reached[parts]
+
+
+def _faces(array: np.ndarray, axes: Sequence[int]) -> list[np.ndarray]:
+    """The first and the last slice along each of the axes, as views."""
+    return [array[(slice(None),) * axis + (end,)] for axis in axes for end in (0, -1)]

@@ -40,6 +40,7 @@ _MODALITIES = {
 _MODALITY_OF = {word: modality for modality, words in _MODALITIES.items() for word in words.split()}
 _CHANNEL_WORDS = {*_MODALITY_OF, "image", "img", "scan", "volume", "orig"}
 _BODY_MASK = re.compile(r"(^|[^a-z])(brain|body|head|bet|skull|foreground|air|valid)[ _.-]?mask", re.IGNORECASE)
+_ANONYMISED = re.compile(r"(^|(?<=[^a-z]))(anon|anonymi[sz](ed|ation)|defac(ed?|ing))[ _.-]?mask(?![a-z])", re.IGNORECASE)
 UNDERSTOOD = (
     "BIDS (sub-01/anat/sub-01_T1w.nii.gz, labels in derivatives/); "
     "dataset.json with imagesTr/ and labelsTr/ (nnU-Net, Medical Decathlon); images/ and labels/ with equal names; "
@@ -93,11 +94,16 @@ def is_modality(name: str) -> bool:
 
 
 def role_of(name: str) -> Role:
-    """Whether the part of a file name after the case id names an image, a label or a brain mask (which is neither)."""
-    if _BODY_MASK.search(name):
+    """Whether the part of a file name after the case id names an image, a label or a mask of brain or anonymised voxels (which is neither)."""
+    if _BODY_MASK.search(name) or is_anonymisation(name):
         return "mask"
     words = [word.lower() for word in tokens(name)]
     return "label" if any(word in _LABEL_WORDS or re.fullmatch(r"\w+(seg|mask|label)", word) for word in words) else "image"
+
+
+def is_anonymisation(name: str) -> bool:
+    """Whether a name is that of a mask of the voxels that anonymisation took away, such as anon_mask or defacing-mask."""
+    return _ANONYMISED.search(name) is not None
 
 
 def is_called(file: Found, name: str) -> bool:
@@ -152,6 +158,9 @@ def read_declared(path: Path) -> Declared:
 
 def split_name(name: str, shared: frozenset[str] = frozenset()) -> tuple[str, str]:
     """(case id, the rest) of a flat file name: trailing words that name a modality, a label, a channel number or are `shared` come off."""
+    if (mask := _ANONYMISED.search(name)) and mask.start():
+        case, channel = split_name(name[: mask.start()].rstrip("_-. "), shared)
+        return case, f"{channel}_{name[mask.start() :]}".lstrip("_")
     parts = re.split(r"([_\-. ]+)", name)
     cut = len(parts)
     while cut > 2 and (_is_suffix(parts[cut - 1], cut == len(parts)) or (cut == len(parts) and parts[-1] in shared)):

@@ -12,9 +12,10 @@ from typing import Any
 import grain
 import numpy as np
 
-from jaxseg.data.cache import IGNORE, CaseArrays
+from jaxseg.data.cache import IGNORE, CaseArrays, release
 from jaxseg.data.catalog import Store
 from jaxseg.data.mixture import Mixture, Source, check_sources, owners_of_labels
+from jaxseg.data.partial import Slices
 from jaxseg.errors import CheckpointError, ConfigError
 
 Batch = dict[str, np.ndarray]
@@ -50,11 +51,12 @@ class CropLoader:
         balanced: draw a label first, evenly among all that the cases hold, and then a case that holds it, for every crop that must hold one:
             a label that few cases have is seen as often as any other. (An epoch then no longer visits each case once.)
         labelled: whether batches carry `label`; every case must then have one.
+        slices: which slices count as contoured (None: all); elsewhere `label` is 255, and no crop is drawn for the sake of a voxel there.
         process: (index, count) of this process among those that train together.
         threads: threads that read ahead; 0 reads in the caller.
 
     Batches:
-        `image` float16 (b, x, y, z, c), padded with the case's air value; `mask` uint8 (b, x, y, z), 1 body, 0 air or padding;
+        `image` float16 (b, x, y, z, c), padded with the case's air value; `mask` uint8 (b, x, y, z), 1 body, 0 air, padding or anonymised;
         `present` float32 (b, c), 0 for a channel that the case lacks; `spacing` float32 (b, 3) mm; `air` float32 (b, c); `id` int32 (b,);
         with labels `label` uint8 (b, x, y, z), 255 in the padding. Batch k holds the ids k*B ... k*B+B-1, of which process p of P
         gets the p-th contiguous part.
@@ -75,6 +77,7 @@ class CropLoader:
         foreground: float = 0.0,
         balanced: bool = False,
         labelled: bool = False,
+        slices: Slices | None = None,
         process: tuple[int, int] = (0, 1),
         threads: int = 2,
     ) -> None:
@@ -82,9 +85,14 @@ class CropLoader:
         _check(crop, batch, seed, foreground, labelled, process)
         if balanced and not foreground:
             raise ConfigError("balanced decides which label a crop holds: with foreground=0 no crop must hold one")
+        slices = slices or Slices()
+        if slices.every > 1 and (balanced or not labelled):
+            raise ConfigError(
+                "slices says where labels count: it needs labelled=True, and cannot be balanced (a label may lie in no such slice)"
+            )
         check_sources(sources, labelled)
-        self._settings = {"seed": seed, "batch": batch, "cases": _digest(sources, balanced)}
-        self._samples = samples = _Samples(Mixture(sources, seed), crop, batch, foreground, balanced, labelled, process)
+        self._settings = {"seed": seed, "batch": batch, "cases": _digest(sources, balanced, slices)}
+        self._samples = samples = _Samples(Mixture(sources, seed), crop, batch, foreground, balanced, labelled, slices, process)
         batches = grain.MapDataset.source(samples).batch(batch // process[1], drop_remainder=True)
         # Two batches ahead of each thread: enough to hide a slow case, little memory.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
@@ -129,10 +137,11 @@ class _Samples:
         foreground: float,
         balanced: bool,
         labelled: bool,
+        slices: Slices,
         process: tuple[int, int],
     ) -> None:
         self.mixture, self.crop, self.seed, self.foreground, self.labelled = mixture, crop, mixture.seed, foreground, labelled
-        self.batch, self.process = batch, process
+        self.batch, self.slices, self.process = batch, slices, process
         self.owners = [owners_of_labels(source) for source in mixture.sources] if balanced else None
 
     def __len__(self) -> int:
@@ -157,7 +166,7 @@ class _Samples:
         """Where the sample with this global number comes from."""
         source, name, label, rng = self._choose(id)
         store = self.mixture.sources[source].store
-        x, y, z = choose_origin(store.arrays(name), self.crop, self._share(label), rng, label=label).tolist()
+        x, y, z = choose_origin(self.slices.kept(store.arrays(name)), self.crop, self._share(label), rng, label=label).tolist()
         return Provenance(str(store.path), name, (x, y, z), self.crop)
 
     def _choose(self, id: int) -> tuple[int, str, int | None, np.random.Generator]:
@@ -175,19 +184,20 @@ class _Samples:
         return self.foreground if self.owners is None else float(label is not None)
 
     def _crop(self, store: Store, name: str, label: int | None, rng: np.random.Generator, id: int) -> Batch:
-        entry, arrays = store.entry(name), store.arrays(name)
+        entry, arrays = store.entry(name), self.slices.kept(store.arrays(name))
         origin = choose_origin(arrays, self.crop, self._share(label), rng, label=label)
         air = np.asarray(entry.air, np.float32)
         sample = {
             "image": cut(arrays.image, origin, self.crop, air.astype(np.float16)),
-            "mask": cut(arrays.mask, origin, self.crop, 0),
+            "mask": (cut(arrays.mask, origin, self.crop, 0) == 1).astype(np.uint8),
             "present": np.asarray(entry.present, np.float32),
             "spacing": np.asarray(entry.spacing, np.float32),
             "air": air,
             "id": np.asarray(id, np.int32),
         }
         if self.labelled and arrays.label is not None:
-            sample["label"] = cut(arrays.label, origin, self.crop, IGNORE)
+            sample["label"] = self.slices.hide(cut(arrays.label, origin, self.crop, IGNORE), origin, arrays.label.shape)
+        release(arrays)
         return sample
 
 
@@ -239,9 +249,11 @@ def _check(crop: Shape, batch: int, seed: int, foreground: float, labelled: bool
         raise ConfigError("foreground needs labels: with labelled=False nothing may depend on them")
 
 
-def _digest(sources: Sequence[Source], balanced: bool) -> str:
+def _digest(sources: Sequence[Source], balanced: bool, slices: Slices) -> str:
     """What decides which cases are drawn; for one store the hash of its names alone, as positions saved before others could be mixed have it."""
     lines = list(sources[0].names)
     if len(sources) > 1:
         lines = [f"{source.weight!r}:{name}" for source in sources for name in ("", *source.names)]
-    return hashlib.sha256("\n".join([*lines, *(["balanced"] if balanced else [])]).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join([*lines, *(["balanced"] if balanced else []), *([repr(slices)] if slices.every > 1 else [])]).encode()
+    ).hexdigest()

@@ -8,10 +8,12 @@ from jaxseg.data.cases import Case
 from jaxseg.data.io import read_grid
 from jaxseg.data.recipe import Recipe
 
-# float32 copies of a channel that are alive at once at the scan's own resolution: as decoded, stacked, filtered or sampled, and masks.
-_NATIVE = 5
-# Copies of a channel on the working grid: sampled, normalised, float16 and its bytes on the way to disk.
-_WORKING = 4
+# Of float32 volumes of one channel, besides the scan as read and as stacked: what is filtered, masks, labels.
+_NATIVE = 2
+# Besides the channels on the working grid: the body's share of each voxel, masks, labels, slices on the way.
+_WORKING = 2
+# What ITK holds of every channel while it registers them or takes the bias field out.
+_ITK = 4
 _WORKER = 250 * 2**20  # an interpreter with numpy, scipy and nibabel
 
 
@@ -26,7 +28,8 @@ def estimated_bytes(case: Case, recipe: Recipe) -> int:
     native = max(int(np.prod(grid.shape)) for grid in grids)
     # Fields of view in mm³: the working grid covers the first channel's, whatever its axes.
     working = max(np.prod(grid.shape) * np.prod(grid.spacing) for grid in grids) / np.prod(recipe.spacing)
-    return round(_WORKER + 4 * channels * (_NATIVE * native + _WORKING * working))
+    itk = _ITK if recipe.n4 or recipe.register else 0
+    return round(_WORKER + 4 * (((2 + itk) * channels + _NATIVE) * native + (channels + _WORKING) * working))
 
 
 def memory_limit(gib: float | None) -> int:

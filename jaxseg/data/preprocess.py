@@ -10,28 +10,29 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from jaxseg.data.anonymised import anonymised_voxels
 from jaxseg.data.cases import Case
-from jaxseg.data.intensity import body_mask, check_rule, normalise, own_foreground, scan_landmarks
+from jaxseg.data.intensity import body_mask, check_rule, own_foreground, scan_landmarks
 from jaxseg.data.io import load_label
 from jaxseg.data.itk import correct_bias
 from jaxseg.data.nyul import standard_scale
-from jaxseg.data.recipe import IGNORE, Recipe, guess_recipe
+from jaxseg.data.recipe import IGNORE, Recipe
+from jaxseg.data.recipe_guess import guess_recipe
 from jaxseg.data.skull import brain_mask
-from jaxseg.data.spline import resample_by_splines, sample_by_splines
 from jaxseg.data.stacking import load_case, stack_case, stack_loaded
-from jaxseg.data.volume import Grid, Volume, resample_to_spacing, to_grid, to_ras
+from jaxseg.data.volume import Grid, Volume, to_ras
+from jaxseg.data.working_grid import body_on, place, resampled
 from jaxseg.errors import GeometryError, InputError, ShapeError
 
 __all__ = ["Prepared", "Recipe", "apply_recipe", "guess_recipe", "learn_scales", "load_case", "prepare_case"]
-
-MARGIN = 3  # voxels kept around the body's box
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A case as training sees it; all arrays lie on `grid` (RAS). `present` says which channels the case has (absent ones are 0).
 
-    `label` holds `i + 1` for `recipe.values[i]`, 0 for background, 255 for "ignore". `info` is JSON.
+    `label` holds `i + 1` for `recipe.values[i]`, 0 for background, 255 for "ignore". `info` is JSON. `anonymised` says where voxels are that
+    anonymisation took away, None where that is nowhere.
     """
 
     image: Float[np.ndarray, "x y z c"]
@@ -40,6 +41,7 @@ class Prepared:
     grid: Grid
     present: Bool[np.ndarray, " c"]
     info: dict[str, Any]
+    anonymised: Bool[np.ndarray, "x y z"] | None = None
 
 
 def prepare_case(case: Case, recipe: Recipe) -> Prepared:
@@ -49,14 +51,17 @@ def prepare_case(case: Case, recipe: Recipe) -> Prepared:
 
     Raises:
         InputError: a file cannot be read, the case has none of the channels, or its label has values that the recipe does not name.
-        GeometryError: the label lies on no channel's grid.
+        GeometryError: the label lies on no channel's grid, or a mask of anonymised voxels lies beside the scan.
     """
     volumes = load_case(case, recipe.channels)
     label = load_label(case.label) if case.label is not None and recipe.labels else None
     reference = 0 if label is None else _reference(case, volumes, label)
     mapped = None if label is None else _map_values(case, label, recipe)
+    del label
     try:
         stacked = stack_loaded(case, volumes, recipe, on=reference)
+        if not recipe.defaced:
+            volumes = []  # of several channels, a second copy of all
         image, mask, grid, present, found = _apply(stacked, recipe, mapped)
     except ShapeError as error:
         raise InputError(f"case {case.id}: {error}") from None
@@ -65,7 +70,25 @@ def prepare_case(case: Case, recipe: Recipe) -> Prepared:
         info["label_ml"] = {str(value): _millilitres(mapped.array, i + 1, mapped.grid) for i, value in enumerate(recipe.values)}
         info["label_ml_prepared"] = {str(value): _millilitres(found, i + 1, grid) for i, value in enumerate(recipe.values)}
         info["label_empty"] = not bool((found > 0).any())
-    return Prepared(image, found, mask, grid, present, info)
+    anonymised = _anonymised(case, volumes, recipe, grid, reference)
+    if anonymised is not None:
+        info["anonymised_ml"] = round(float(np.count_nonzero(anonymised) * grid.voxel_volume_ml), 2)
+    return Prepared(image, found, mask, grid, present, info, anonymised)
+
+
+def _anonymised(case: Case, volumes: list[Volume], recipe: Recipe, grid: Grid, reference: int) -> Bool[np.ndarray, "x y z"] | None:
+    # A registered channel no longer lies where it was loaded.
+    looked = (volumes if not recipe.register else [volumes[reference]]) if recipe.defaced else []
+    planes = [
+        (Volume(scan.array[..., i : i + 1], scan.affine, (name,)), recipe.intensity[_place(name, recipe)])
+        for scan in looked
+        for i, name in enumerate(scan.channels)
+    ]
+    return anonymised_voxels(case, grid, [scan for scan, _ in planes], [rule for _, rule in planes])
+
+
+def _place(name: str, recipe: Recipe) -> int:
+    return 0 if len(recipe.channels) == 1 else [channel.lower() for channel in recipe.channels].index(name.lower())
 
 
 def apply_recipe(
@@ -85,20 +108,11 @@ def apply_recipe(
 
 def _apply(volume: Volume, recipe: Recipe, label: Volume | None):
     scan, places, mask = _oriented(volume, recipe)
-    volume = _resample(scan, recipe)
-    mask = _on_grid(mask, scan, volume.grid)
-    planes = {place: volume.array[..., i] for i, place in enumerate(places)}
-    found = None if label is None else _resample_label(label, scan, volume.grid, recipe)
-    box = _box(mask if found is None else mask | (found > 0)) if recipe.crop else (slice(None),) * 3
-    grid, mask = _cropped(volume.grid, box), np.ascontiguousarray(mask[box])
-    image = np.zeros((*grid.shape, len(recipe.channels)), np.float32)
-    for place, plane in planes.items():
-        channel = recipe.channels[place]
-        image[..., place], constant = normalise(plane[box], mask, recipe.intensity[place], recipe.landmarks.get(channel, ()))
-        if constant:
-            warnings.warn(f"{_name(volume)}: channel {channel} is constant; it becomes 0 everywhere", stacklevel=3)
-    present = np.array([place in planes for place in range(len(recipe.channels))])
-    return image, mask, grid, present, None if found is None else np.ascontiguousarray(found[box])
+    placed = place(scan, places, mask, label, recipe)
+    for channel in placed.constant:
+        warnings.warn(f"{_name(volume)}: channel {channel} is constant; it becomes 0 everywhere", stacklevel=3)
+    present = np.array([number in places for number in range(len(recipe.channels))])
+    return placed.image, placed.mask, placed.grid, present, placed.label
 
 
 def learn_scales(cases: Sequence[Case], recipe: Recipe, channels: Sequence[str], *, sample: int = 32) -> Recipe:
@@ -117,10 +131,10 @@ def learn_scales(cases: Sequence[Case], recipe: Recipe, channels: Sequence[str],
             scan, places, mask = _oriented(stack_case(cases[i], recipe), recipe)
         except (InputError, ShapeError):
             continue
-        volume = _resample(scan, recipe)
-        mask = _on_grid(mask, scan, volume.grid)
-        for plane, place in zip(np.moveaxis(volume.array, 3, 0), places, strict=True):
-            if (name := recipe.channels[place]) in found:
+        volume = resampled(scan, recipe)
+        mask = body_on(mask, scan, volume.grid)
+        for plane, number in zip(np.moveaxis(volume.array, 3, 0), places, strict=True):
+            if (name := recipe.channels[number]) in found:
                 found[name].append(scan_landmarks(plane, mask))
     rules = tuple("nyul" if name in channels else rule for name, rule in zip(recipe.channels, recipe.intensity))
     return replace(recipe, intensity=rules, landmarks={name: list(standard_scale(marks)) for name, marks in found.items()})
@@ -149,25 +163,6 @@ def _brain(scan: Volume, rules: list[str]) -> Bool[np.ndarray, "x y z"]:
     if not magnetic:
         raise InputError(f"{_name(scan)}: skull stripping needs a channel that is no CT; found {', '.join(scan.channels)}")
     return brain_mask(scan.array[..., magnetic[0]], scan.spacing)
-
-
-def _resample(scan: Volume, recipe: Recipe) -> Volume:
-    resample = resample_by_splines if recipe.resampling == "nnunet" else resample_to_spacing
-    return resample(scan, recipe.spacing)
-
-
-def _resample_label(label: Volume, scan: Volume, grid: Grid, recipe: Recipe) -> UInt8[np.ndarray, "x y z"]:
-    label = to_ras(label)
-    # A label drawn on the scan's grid goes the image's way; any other one by world coordinates.
-    along = recipe.resampling == "nnunet" and label.grid.same_as(scan.grid)
-    return (sample_by_splines(label, grid, labels=True) if along else to_grid(label, grid, labels=True)).array[..., 0]
-
-
-def _on_grid(mask: Bool[np.ndarray, "x y z"], scan: Volume, grid: Grid) -> Bool[np.ndarray, "x y z"]:
-    if grid is scan.grid:
-        return mask
-    share = to_grid(Volume(mask[..., None].astype(np.float32), scan.affine, ("body",)), grid, fill=0.0).array[..., 0]
-    return share > 0.5 if (share > 0.5).any() else np.ones(grid.shape, bool)
 
 
 def _name(volume: Volume) -> str:
@@ -206,7 +201,7 @@ def _reference(case: Case, volumes: list[Volume], label: Volume) -> int:
 
 def _map_values(case: Case, label: Volume, recipe: Recipe) -> Volume:
     """The label with `i + 1` for `recipe.values[i]` and 255 for "ignore", uint8; InputError for any other value."""
-    values, counts = np.unique(label.array, return_counts=True)
+    values, counts = _counted(label.array)
     places = {0: 0, **{value: i + 1 for i, value in enumerate(recipe.values)}}
     ignored = recipe.labels.get("ignore")
     places |= {} if ignored is None else dict.fromkeys([ignored] if isinstance(ignored, int) else ignored, IGNORE)
@@ -217,24 +212,20 @@ def _map_values(case: Case, label: Volume, recipe: Recipe) -> Volume:
             f"case {case.id}: its label {case.label.name if case.label else ''} has values that the recipe does not name: {listed}; "
             f"expected 0 and {', '.join(f'{name} = {value}' for name, value in recipe.labels.items())}"
         )
-    table = np.array([places[int(value)] for value in values], np.uint8)
-    return replace(label, array=table[np.searchsorted(values, label.array)])
+    mapped = np.zeros_like(label.array, np.uint8)
+    for value in values:
+        mapped[label.array == value] = places[int(value)]
+    return replace(label, array=mapped)
 
 
-def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    box = []
-    for axis in range(3):
-        where = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        box.append(slice(max(0, int(where[0]) - MARGIN), min(mask.shape[axis], int(where[-1]) + 1 + MARGIN)))
-    return tuple(box)
-
-
-def _cropped(grid: Grid, box: tuple[slice, ...]) -> Grid:
-    starts, ends, _ = zip(*(part.indices(size) for part, size in zip(box, grid.shape, strict=True)), strict=True)
-    affine = grid.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ np.asarray(starts, float)
-    x, y, z = (end - start for start, end in zip(starts, ends, strict=True))
-    return Grid((x, y, z), affine)
+def _counted(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values there are, ascending, and how often."""
+    if label.dtype != np.uint8:
+        return np.unique(label, return_counts=True)
+    # Counting a slice at a time is faster than sorting, and needs no memory.
+    counts = sum(np.bincount(part.ravel(order="K"), minlength=256) for part in np.moveaxis(label, 2, 0))
+    values = np.flatnonzero(counts)
+    return values, np.asarray(counts)[values]
 
 
 def _millilitres(label: np.ndarray, value: int, grid: Grid) -> float:

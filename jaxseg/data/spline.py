@@ -1,17 +1,15 @@
 """Resampling as nnU-Net does it: cubic splines, slice by slice where one axis is much coarser than the others. Called by `preprocess`.
 
-Splines are separable, so each axis is one product with a small matrix: the numbers are those of scipy's and skimage's form, and the work is
-done by BLAS.
+The numbers are those of scipy's and skimage's form; `separable` does the work.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
-from jaxtyping import Float, Shaped
-from scipy import ndimage
+from jaxtyping import Int, Shaped
 
+from jaxseg.data.separable import Change, Weights, axis_weights, resample
 from jaxseg.data.volume import Grid, Volume, spacing_grid
 from jaxseg.errors import GeometryError
 
@@ -39,83 +37,134 @@ def resample_by_splines(volume: Volume, spacing: Sequence[float], *, labels: boo
     return volume if grid.same_as(volume.grid, tol=1e-3) else sample_by_splines(volume, grid, labels=labels)
 
 
-def sample_by_splines(volume: Volume, grid: Grid, *, labels: bool = False) -> Volume:
+def sample_by_splines(volume: Volume, grid: Grid, *, labels: bool = False, spacing: Sequence[float] | None = None) -> Volume:
     """Sample `volume` on a grid whose axes run along its own.
 
     Images: order 3 along each axis, clipped to the values that were there, without a low-pass filter; the coarse axis (`coarse_axis`) takes
     the nearest slice, and clipping is by slice. Labels: each class as 0/1 at order 1, nearest along the coarse axis, the largest wins.
     Beyond the border the outermost voxels go on.
 
+    Args:
+        spacing: in mm, what the coarse axis is told by, where the grid's own was rounded to whole voxels.
+
     Raises:
         GeometryError: the axes of `grid` are turned against those of `volume`.
     """
+    array = np.empty((len(volume.channels), *grid.shape), volume.array.dtype if labels else np.float32)
+    for i, out in enumerate(array):
+        if labels:
+            step, axis = _step(volume, grid), coarse_axis(volume.spacing, grid.spacing if spacing is None else spacing)
+            out[...] = _labels(volume.array[..., i], step, grid.shape, axis)
+        else:
+            spline_channel(volume, i, grid, out, spacing=spacing)
+    return replace(volume, array=np.moveaxis(array, 0, 3), affine=grid.affine)
+
+
+def spline_channel(
+    volume: Volume,
+    channel: int,
+    grid: Grid,
+    out: np.ndarray,
+    *,
+    order: int = 3,
+    spacing: Sequence[float] | None = None,
+    change: Change | None = None,
+) -> None:
+    """One channel of an image by `sample_by_splines` into `out`; `change` is applied to each part of it that is read (`separable.resample`)."""
+    plane, axis = volume.array[..., channel], coarse_axis(volume.spacing, grid.spacing if spacing is None else spacing)
+    weights = _weights(volume.shape, grid.shape, _step(volume, grid), axis, order)
+    limits = _Limits(plane.shape, axis, change)
+    resample(plane, weights, out, change=limits.looked_at)
+    np.clip(out, *limits.on(weights), out=out)
+
+
+def stretched_grid(grid: Grid, spacing: Sequence[float]) -> Grid:
+    """nnU-Net's grid for `spacing` (mm): the same field of view cut into a whole number of voxels, which are no longer quite of that spacing."""
+    shape = np.array([round(old / new * count) for old, new, count in zip(grid.spacing, spacing, grid.shape, strict=True)])
+    scale = np.asarray(grid.shape) / np.maximum(shape, 1)
+    affine = grid.affine.copy()
+    affine[:3, :3] = grid.affine[:3, :3] * scale
+    affine[:3, 3] += grid.affine[:3, :3] @ ((scale - 1) / 2)
+    x, y, z = np.maximum(shape, 1).tolist()
+    return Grid((x, y, z), affine)
+
+
+def _step(volume: Volume, grid: Grid) -> np.ndarray:
+    """From voxels of the grid to those of the volume."""
     step = np.linalg.inv(volume.affine) @ grid.affine
     turned = step[:3, :3] - np.diag(np.diag(step[:3, :3]))
     if np.abs(turned).max() * max(grid.shape) > 1e-2:
         raise GeometryError(f"splines along the axes need axes that run alike; found {volume.grid.describe()} and {grid.describe()}")
-    axis = coarse_axis(volume.spacing, grid.spacing)
-    planes = [volume.array[..., i] for i in range(len(volume.channels))]
-    sample = _labels if labels else _image
-    return replace(volume, array=np.stack([sample(plane, step, grid.shape, axis) for plane in planes], -1), affine=grid.affine)
+    return step
 
 
-def axis_weights(old: int, new: int, step: float, start: float, order: int) -> Float[np.ndarray, "new old"]:
-    """Weights of `old` voxels in `new` ones at positions start + i·step (in old voxels), for splines of `order` 0, 1 or 3, float32."""
-    if order == 0:
-        places = np.clip(np.floor(start + step * np.arange(new) + 0.5 + _NUDGE), 0, old - 1).astype(int)
-        return np.eye(old, dtype=np.float32)[places]
-    eye = np.eye(old)
-    filtered = ndimage.affine_transform(eye, np.array([step, 1.0]), cast(float, (start, 0.0)), (new, old), order=order, mode="nearest")
-    return filtered.astype(np.float32)
+class _Limits:
+    """The smallest and the largest of an image's values, noted as they are read; for a coarse axis those of each slice along it."""
 
+    def __init__(self, shape: tuple[int, ...], axis: int | None, change: Change | None) -> None:
+        self._axis, self._change = axis, change
+        count = 1 if axis is None else shape[axis]
+        self._low, self._high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
 
-def _image(plane: Shaped[np.ndarray, "x y z"], step: np.ndarray, shape: tuple[int, ...], axis: int | None) -> Float[np.ndarray, "x y z"]:
-    plane = plane.astype(np.float32, copy=False)
-    if axis is None:
-        return np.clip(_along_all(plane, step, shape, (3, 3, 3)), plane.min(), plane.max())
-    around = tuple(other for other in range(3) if other != axis)
-    slices = _along(plane, axis, _weights(plane, step, shape, axis, 0))
-    low, high = slices.min(around, keepdims=True), slices.max(around, keepdims=True)
-    return np.clip(_along_all(slices, step, shape, _orders(axis, 3), around), low, high)
+    def looked_at(self, part: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
+        part = part if self._change is None else self._change(part, box)
+        others = tuple(other for other in range(3) if other != self._axis)
+        rows = slice(None) if self._axis is None else box[self._axis]
+        self._low[rows] = np.minimum(self._low[rows], part.min(others))
+        self._high[rows] = np.maximum(self._high[rows], part.max(others))
+        return part
+
+    def on(self, weights: list[Weights]) -> tuple[np.ndarray, np.ndarray]:
+        """Both, in a shape that fits the new grid."""
+        if self._axis is None:
+            return self._low[:, None, None], self._high[:, None, None]
+        low, high = (limit[weights[self._axis], None, None] for limit in (self._low, self._high))
+        return np.moveaxis(low, 0, self._axis), np.moveaxis(high, 0, self._axis)
 
 
 def _labels(plane: Shaped[np.ndarray, "x y z"], step: np.ndarray, shape: tuple[int, ...], axis: int | None) -> Shaped[np.ndarray, "x y z"]:
-    orders = (1, 1, 1) if axis is None else _orders(axis, 1)
-    nearest = _nearest(plane, step, shape)
-    label, best = nearest.copy(), np.full(shape, -1.0, np.float32)
-    for value in np.unique(plane):
+    label = np.zeros(shape, plane.dtype)
+    weights, places = _weights(plane.shape, shape, step, axis, 1), _weights(plane.shape, shape, step, None, 0)
+    old, new = _boxes(plane != 0, weights, places)
+    if not all(part.stop for part in new):
+        return label
+    weights = [matrix[rows] if matrix.ndim == 1 else matrix[rows, columns] for matrix, rows, columns in zip(weights, new, old, strict=True)]
+    weights = [matrix - columns.start if matrix.ndim == 1 else matrix for matrix, columns in zip(weights, old, strict=True)]
+    nearest = plane[np.ix_(*(place[rows] for place, rows in zip(places, new, strict=True)))]
+    part = nearest.copy()
+    rest, best = np.ones(part.shape, np.float32), np.full(part.shape, -1.0, np.float32)
+    # 0 comes last: around the box there is nothing else, so that it has what the other classes leave.
+    for value in [*np.setdiff1d(plane[old], [0])[::-1], 0]:
+        score = resample(plane[old] == value, weights) if value else rest
+        rest = rest - score
         # As in `volume.to_grid`: ties go to the nearest voxel, or every structure would shrink.
-        score = _along_all((plane == value).astype(np.float32), step, shape, orders) + np.float32(1e-3) * (nearest == value)
-        better = score > best
-        label[better], best[better] = value, score[better]
+        score = score + np.float32(1e-3) * (nearest == value)
+        better = score >= best
+        part[better], best[better] = value, score[better]
+    label[new] = part
     return label
 
 
-def _nearest(plane: Shaped[np.ndarray, "x y z"], step: np.ndarray, shape: tuple[int, ...]) -> Shaped[np.ndarray, "x y z"]:
-    places = [np.argmax(_weights(plane, step, shape, axis, 0), 1) for axis in range(3)]
-    return plane[np.ix_(*places)]
+def _weights(old: tuple[int, ...], new: tuple[int, ...], step: np.ndarray, axis: int | None, order: int) -> list[Weights]:
+    """Of each axis for splines of `order`, the nearest voxel along the coarse axis."""
+    lines = [(old[i], new[i], float(step[i, i]), float(step[i, 3])) for i in range(3)]
+    return [_nearest(*line) if order == 0 or i == axis else axis_weights(*line, order) for i, line in enumerate(lines)]
 
 
-def _orders(axis: int, order: int) -> tuple[int, ...]:
-    return tuple(0 if other == axis else order for other in range(3))
+def _nearest(old: int, new: int, step: float, start: float) -> Int[np.ndarray, " new"]:
+    return np.clip(np.floor(start + step * np.arange(new) + 0.5 + _NUDGE), 0, old - 1).astype(int)
 
 
-def _weights(plane: np.ndarray, step: np.ndarray, shape: tuple[int, ...], axis: int, order: int) -> np.ndarray:
-    return axis_weights(plane.shape[axis], shape[axis], float(step[axis, axis]), float(step[axis, 3]), order)
-
-
-def _along_all(
-    plane: np.ndarray, step: np.ndarray, shape: tuple[int, ...], orders: tuple[int, ...], axes: Sequence[int] = (0, 1, 2)
-) -> Float[np.ndarray, "x y z"]:
-    # What shrinks most goes first: the later axes have less to do, and memory stays small.
-    for axis in sorted(axes, key=lambda axis: shape[axis] / plane.shape[axis]):
-        plane = _along(plane, axis, _weights(plane, step, shape, axis, orders[axis]))
-    return plane
-
-
-def _along(plane: np.ndarray, axis: int, weights: np.ndarray) -> Float[np.ndarray, "x y z"]:
-    if axis == 2:
-        return plane @ weights.T
-    if axis == 1:
-        return np.matmul(weights, plane)
-    return (weights @ plane.reshape(plane.shape[0], -1)).reshape(-1, *plane.shape[1:])
+def _boxes(where: np.ndarray, weights: list[Weights], places: list[Weights]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """The box of the true voxels, and the box of the new ones that they have a part in (empty where there are none)."""
+    old, new = [], []
+    for axis, (matrix, place) in enumerate(zip(weights, places, strict=True)):
+        used = np.flatnonzero(where.any(axis=tuple(other for other in range(3) if other != axis)))
+        low, high = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
+        touched = (place >= low) & (place < high)
+        if matrix.ndim == 2:
+            touched |= matrix[:, low:high].any(1)
+        rows = np.flatnonzero(touched)
+        old.append(slice(low, high))
+        new.append(slice(int(rows[0]), int(rows[-1]) + 1) if rows.size else slice(0, 0))
+    return tuple(old), tuple(new)

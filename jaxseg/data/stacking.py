@@ -31,6 +31,8 @@ def load_case(case: Case, channels: Sequence[str]) -> list[Volume]:
     if not case.packed:
         return [load_volume(case.images[name], channels=[name]) for name in wanted]
     volume = load_volume(case.images[wanted[0]], channels=case.packed)
+    if tuple(wanted) == case.packed:
+        return [volume]
     kept = [case.packed.index(name) for name in wanted]
     return [replace(volume, array=volume.array[..., kept], channels=tuple(wanted))]
 

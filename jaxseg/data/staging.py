@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxseg.data.anonymised import ANONYMISED
 from jaxseg.data.archive.values import examine
 from jaxseg.data.cases import Case
 from jaxseg.data.io.decoded import Rules
@@ -50,6 +51,7 @@ def file_stem(name: str) -> str:
 def inputs_hash(case: Case, recipe: Recipe) -> str:
     """SHA-256 over the recipe, the channel names and the bytes of every file of the case; InputError when a file is missing."""
     files: dict[str, Path | None] = {**case.images, "label:": case.label, "mask:": case.mask if recipe.strip == "mask" else None}
+    files |= {f"anonymised:{number}": path for number, path in enumerate(case.anonymised)}
     digest = hashlib.sha256(json.dumps([FORMAT, recipe.content()], sort_keys=True, default=str).encode())
     for channel, path in files.items():
         if path is None:
@@ -66,6 +68,7 @@ def inputs_hash(case: Case, recipe: Recipe) -> str:
 def without_paths(message: str, case: Case) -> str:
     """A message about a case that names its files by their channels: paths and file names may name people."""
     files: dict[str, Path] = {**case.images, **({"label": case.label} if case.label else {}), **({"mask": case.mask} if case.mask else {})}
+    files |= {f"anonymised{number or ''}": path for number, path in enumerate(case.anonymised)}
     for channel, path in files.items():
         called = channel + "".join(path.suffixes[-2:])
         message = called.join(re.split(rf"(?:{re.escape(str(path))}|(?<![\w/]){re.escape(path.name)}(?!\w))", message))
@@ -108,24 +111,34 @@ def to_arrays(prepared: Prepared, job: Job) -> dict[str, Any]:
 
     Values beyond float16 (65504) are clipped and counted in `info`; prepared intensities are of order 1, so this means an outlier.
     """
-    image = np.asarray(prepared.image, np.float32)
-    clipped = int(np.count_nonzero(np.abs(image) > FLOAT16_MAX))
+    image, clipped = _as_float16(prepared.image)
     info = dict(prepared.info) | ({"clipped_to_float16": clipped} if clipped else {})
-    label = prepared.label
+    label, mask = prepared.label, np.asarray(prepared.mask, np.uint8)
+    if prepared.anonymised is not None:
+        mask = np.where(prepared.anonymised, np.uint8(ANONYMISED), mask)
     return {
         "name": job.case.id,
         "patient": job.patient,
         "inputs": job.inputs,
         "info": json.dumps(info, default=str),
-        "image": np.clip(image, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16),
+        "image": image,
         "labelled": label is not None,
         # The dataset's features are fixed, so a missing label is an empty array.
         "label": np.zeros((0, 0, 0), np.uint8) if label is None else np.asarray(label, np.uint8),
-        "mask": np.asarray(prepared.mask, np.uint8),
+        "mask": mask,
         "affine": np.asarray(prepared.grid.affine, np.float64),
         "spacing": np.asarray(prepared.grid.spacing, np.float64),
         "present": np.asarray(prepared.present, bool),
     }
+
+
+def _as_float16(image: np.ndarray) -> tuple[np.ndarray, int]:
+    """(image as stored, how many values had to be clipped); no second float32 copy where none is."""
+    clipped = 0
+    if max(-float(image.min()), float(image.max())) > FLOAT16_MAX:
+        clipped = int(np.count_nonzero(np.abs(image) > FLOAT16_MAX))
+        image = np.clip(image, -FLOAT16_MAX, FLOAT16_MAX)
+    return image.astype(np.float16, order="C"), clipped
 
 
 def read_stage(path: Path) -> dict[str, Any] | None:

@@ -1,19 +1,19 @@
 """A scan with its geometry (`Volume`, `Grid`), and moving it between grids by world coordinates.
 
 Called by `io` (which makes volumes), `preprocess` (orientation, spacing, stacking) and `infer` (results back onto the scan's grid).
+nibabel and scipy are imported where they are used: the processes that index an archive import this module and need neither.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
-from scipy import ndimage
 
+from jaxseg.data.separable import axis_weights, nearest_voxels, resample
 from jaxseg.errors import GeometryError
 
 _CORNERS = np.stack(np.meshgrid((0, 1), (0, 1), (0, 1), indexing="ij"), -1).reshape(8, 3)
@@ -41,6 +41,8 @@ class Grid:
     @property
     def orientation(self) -> str:
         """The world direction that each voxel axis runs towards, as "RAS" or "PSR"."""
+        from nibabel.orientations import aff2axcodes
+
         return "".join(str(code) for code in aff2axcodes(self.affine))
 
     def corners(self) -> Float[np.ndarray, "8 3"]:
@@ -119,6 +121,8 @@ class Volume:
 
 def reorient_like(volume: Volume, affine: Float[np.ndarray, "4 4"]) -> Volume:
     """Permute and flip the axes of `volume` so that they run as those of `affine`; voxels keep their values and world positions."""
+    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
+
     change = ornt_transform(io_orientation(volume.affine), io_orientation(affine))
     if np.array_equal(change, [[0, 1], [1, 1], [2, 1]]):
         return volume
@@ -147,17 +151,34 @@ def to_grid(
     """
     if volume.grid.same_as(grid, tol=1e-3):
         return replace(volume, affine=grid.affine)
+    # Channel by channel, each as one block of memory.
+    array = np.empty((len(volume.channels), *grid.shape), volume.array.dtype if labels else np.float32)
+    for channel, out in enumerate(array):
+        sample_channel(volume, channel, grid, out, order=order, labels=labels, fill=fill, antialias=antialias)
+    return replace(volume, array=np.moveaxis(array, 0, 3), affine=grid.affine)
+
+
+def sample_channel(
+    volume: Volume,
+    channel: int,
+    grid: Grid,
+    out: np.ndarray,
+    *,
+    order: int = 1,
+    labels: bool = False,
+    fill: float | None = None,
+    antialias: bool = True,
+) -> None:
+    """One channel by `to_grid` (see there) into `out`, which has the grid's shape."""
     volume = reorient_like(volume, grid.affine)
-    step = np.linalg.inv(volume.affine) @ grid.affine
-    outside = _outside(step, grid.shape, volume.shape)
-    planes = [volume.array[..., i] for i in range(len(volume.channels))]
+    plane, step = volume.array[..., channel], np.linalg.inv(volume.affine) @ grid.affine
     if labels:
-        done = [_sample_labels(plane, step, grid.shape) for plane in planes]
+        out[...] = _sample_labels(plane, step, grid.shape)
     else:
-        done = [_sample(_smooth(plane, step) if antialias else plane.astype(np.float32), step, grid.shape, order) for plane in planes]
-    for plane, new in zip(planes, done, strict=True):
-        new[outside] = fill if fill is not None else (0 if labels else plane.min())
-    return replace(volume, array=np.stack(done, -1), affine=grid.affine)
+        _sample(plane, step, grid.shape, order, antialias, out)
+    outside = _outside(step, grid.shape, volume.shape)
+    if outside is not None:
+        out[outside] = fill if fill is not None else (0 if labels else plane.min())
 
 
 def spacing_grid(grid: Grid, spacing: Sequence[float]) -> Grid:
@@ -190,9 +211,16 @@ def resample_to_spacing(
 def stack_channels(volumes: Sequence[Volume], on: int = 0) -> Volume:
     """One volume with the channels of all, on the grid of `volumes[on]`; the others are resampled onto it by world coordinates."""
     reference = volumes[on]
-    aligned = [volume if volume is reference else to_grid(volume, reference.grid) for volume in volumes]
+    if len(volumes) == 1:
+        return reference
     names = tuple(name for volume in volumes for name in volume.channels)
-    array = np.concatenate([volume.array for volume in aligned], -1)
+    # Each channel stays one block of memory, x fastest as in most files: all that follows goes channel by channel.
+    array = np.empty((len(names), *reference.shape[::-1]), np.result_type(*(volume.array.dtype for volume in volumes))).T
+    start = 0
+    for volume in volumes:
+        aligned = volume if volume is reference else to_grid(volume, reference.grid)
+        array[..., start : start + len(volume.channels)] = aligned.array
+        start += len(volume.channels)
     return replace(reference, array=array, channels=names)
 
 
@@ -219,30 +247,55 @@ def common_view(first: Grid, second: Grid) -> float:
     return float(np.prod(common / np.minimum(high - low, size)))
 
 
-def _outside(step: np.ndarray, shape: tuple[int, ...], source_shape: tuple[int, ...]) -> np.ndarray:
-    """Which voxels of the new grid lie more than half a source voxel beyond the source's outermost voxel centres."""
+def _outside(step: np.ndarray, shape: tuple[int, ...], source_shape: tuple[int, ...]) -> np.ndarray | None:
+    """Which voxels of the new grid lie more than half a source voxel beyond the source's outermost voxel centres; None for none."""
     index = np.ogrid[tuple(slice(n) for n in shape)]
-    outside = np.zeros(shape, bool)
+    outside: Any = np.zeros((1, 1, 1), bool)
     for row, size in zip(step[:3], source_shape, strict=True):
         position = row[3] + sum(row[j] * index[j] for j in range(3) if abs(row[j]) * shape[j] > 1e-9)
-        outside |= (position < -0.5 - 1e-4) | (position > size - 0.5 + 1e-4)
-    return outside
+        outside = outside | ((position < -0.5 - 1e-4) | (position > size - 0.5 + 1e-4))
+    return np.broadcast_to(outside, shape) if outside.any() else None
 
 
-def _sample(plane: np.ndarray, step: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
-    matrix = step[:3, :3]
-    diagonal = np.diag(matrix)
-    if np.abs(matrix - np.diag(diagonal)).max() * max(shape) < 1e-4:
-        matrix = diagonal  # scipy takes a much faster path for a vector
-    return ndimage.affine_transform(plane, matrix, cast(float, step[:3, 3]), shape, output=plane.dtype, order=order, mode="nearest")
+def _sample(
+    plane: np.ndarray, step: np.ndarray, shape: tuple[int, ...], order: int, antialias: bool = False, out: np.ndarray | None = None
+) -> np.ndarray:
+    """`plane` at the positions that `step` says, low-passed for its strides where asked: float32 (of order 0 its own type), into `out`."""
+    diagonal = np.diag(step[:3, :3])
+    if np.abs(step[:3, :3] - np.diag(diagonal)).max() * max(shape) >= 1e-4:
+        from scipy import ndimage
+
+        plane = _smooth(plane, step) if antialias else plane.astype(np.float32, copy=False) if order else plane
+        out = np.empty(shape, plane.dtype) if out is None else out
+        ndimage.affine_transform(plane, step[:3, :3], cast(float, step[:3, 3]), shape, output=out, order=order, mode="nearest")
+        return out
+    sigmas = _sigmas(step) if antialias else np.zeros(3)
+    lines = list(zip(plane.shape, shape, diagonal.tolist(), step[:3, 3].tolist(), strict=True))
+    if order == 0 and not sigmas.any():
+        found = plane[np.ix_(*(nearest_voxels(*line) for line in lines))]
+        out = found if out is None else out
+        out[...] = found
+        return out
+    weights = [axis_weights(*line, order, sigma=sigma) for line, sigma in zip(lines, sigmas.tolist(), strict=True)]
+    # About the minimum: what is constant there (air, beyond the field of view) stays exactly so.
+    low = np.float32(plane.min())
+    done = resample(plane, weights, out, change=lambda part, box: part.astype(np.float32) - low)
+    return np.add(done, low, out=done)
 
 
 def _smooth(plane: np.ndarray, step: np.ndarray) -> np.ndarray:
     """Low-pass `plane` for sampling with the strides of `step`; float32."""
+    from scipy import ndimage
+
+    sigmas, plane = _sigmas(step), plane.astype(np.float32, copy=False)
+    return ndimage.gaussian_filter(plane, sigmas, mode="nearest") if sigmas.any() else plane
+
+
+def _sigmas(step: np.ndarray) -> Float[np.ndarray, " 3"]:
+    """Of the Gaussian before sampling with the strides of `step`, in voxels; 0 where no axis needs one."""
     factor = np.maximum(np.abs(step[:3, :3]).max(1), 1.0)
     sigma = np.sqrt((factor**2 - 1) / (8 * np.log(2)))
-    plane = plane.astype(np.float32)
-    return ndimage.gaussian_filter(plane, sigma, mode="nearest") if sigma.max() > 0.25 else plane
+    return sigma if sigma.max() > 0.25 else np.zeros(3)
 
 
 def _sample_labels(plane: np.ndarray, step: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -257,7 +310,7 @@ def _sample_labels(plane: np.ndarray, step: np.ndarray, shape: tuple[int, ...]) 
     part, best = nearest.copy(), np.full(size, -1.0, np.float32)
     for value in np.unique(plane):
         # The bonus settles ties: always giving them to the lowest class would shrink every structure when halving a grid.
-        score = _sample((plane == value).astype(np.float32), inner, size, 1) + 1e-3 * (nearest == value)
+        score = _sample(plane == value, inner, size, 1) + np.float32(1e-3) * (nearest == value)
         better = score > best
         part[better], best[better] = value, score[better]
     label[box] = part

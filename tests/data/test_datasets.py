@@ -30,7 +30,9 @@ def test_every_dataset_makes_a_recipe_and_says_what_is_owed():
         recipe = Recipe(
             dataset.channels, (1, 1, 1), ("zscore",) * len(dataset.channels), labels=dict(dataset.labels), regions=dataset.regions
         )
-        assert set(recipe.values) == dataset.values and dataset.licence and dataset.citation and dataset.layout, dataset.name
+        assert set(recipe.values) == dataset.values and dataset.licence and dataset.citation and dataset.layout and dataset.source, (
+            dataset.name
+        )
     assert len([dataset for dataset in list_datasets() if dataset.name.startswith("msd")]) == 10
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 # Flag → words of the messages that readers refuse a scan with; the first that matches names it.
 _OF_REASON = {
+    "several folders": r"its series lies in \d+ folders",
     "not a scan file": r"not a NIfTI file|not an? \w+ file|does not open|HTML page|magic",
+    "decoder missing": r"no decoder is installed",
     "empty": r"an empty file",
     "truncated": r"truncated|ends early|said to begin at byte",
     "damaged": r"stream is damaged|damaged header|bytes follow the voxels",
@@ -20,11 +22,14 @@ _OF_REASON = {
     "no orientation": r"states no orientation",
     "forms conflict": r"contradict each other|was asked for, but the file states",
     "voxel size": r"voxel sizes|spacing",
-    "sheared": r"sheared|tilt",
+    "gantry tilt": r"gantry tilt",
+    "sheared": r"sheared",
     "affine": r"not an invertible affine|quaternion",
     "burned in": r"burned into its pixels",
     "contours": r"contours, not voxels",
     "overlapping segments": r"belong to several of its",
+    "missing slices": r"missing slices",
+    "duplicate slices": r"duplicate slices",
     "slices": r"slice",
     "localiser": r"locali[sz]er",
 }
@@ -47,6 +52,7 @@ def flags_of_row(row: dict[str, Any]) -> list[str]:
         "odd spacing": not _ODD_SPACING_MM[0] <= min(spacing) <= max(spacing) <= _ODD_SPACING_MM[1],
         "may have wrapped": "may have wrapped" in row["notes"],
         "orientation assumed": "assumed" in row["notes"],
+        "burned in": "burned into" in row["notes"],
         "empty label": row["modality"] == "label" and row["max"] == 0,
         "modality doubtful": _doubtful(row),
         "unknown modality": row["modality"] == "unknown",

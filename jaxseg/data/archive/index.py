@@ -13,6 +13,7 @@ import numpy as np
 from jaxseg.data.archive.known import KnownRows
 from jaxseg.data.archive.readers import read_rows
 from jaxseg.data.archive.scan_row import Row, Settings
+from jaxseg.data.archive.spread import gather_spread
 from jaxseg.data.archive.table import FILE, VERSION, Index, metadata, stream_rows, write_part, write_table
 from jaxseg.data.archive.totals import Totals
 from jaxseg.data.archive.walk import check_root, count_files, declared_channels, holds_scans, tasks_below
@@ -31,6 +32,7 @@ def index_archive(
     channels: Sequence[str] | None = None,
     policy: Literal["sform", "qform"] | None = None,
     assume_orientation: str | None = None,
+    burned_in: bool = False,
     salt: str | None = "",
     resume: bool = False,
     threads: int = 2,
@@ -42,11 +44,13 @@ def index_archive(
     `ok` is false for everything that must not be trained on as it stands: damaged, non-finite or constant scans, fewer than two
     slices, 4-D without channels declared (by `channels` or a dataset.json in its root), unusable or contradictory geometry.
     Rows are in the order of roots, then folders and names. Scans with equal voxels and geometry are marked `duplicate_of` the first.
+    A DICOM series that lies in several folders of a root is one row, at the folder that holds them all.
     Memory is that of the scans being read and of a part of the table, whatever the archive's size.
 
     Args:
         policy: which of two contradicting affines of a NIfTI file to believe; such files are refused without it.
         assume_orientation: axis codes such as "RAS" for files that state none; they are refused without it.
+        burned_in: admit DICOM series with text burned into their pixels; they are flagged, and not ok without it.
         salt: makes patient and study keys unguessable. None: that of the index already in `out`, or a new random one. Empty: the keys
             are the same in every index, and whoever guesses a name can check the guess.
         resume: keep the rows of files whose size and time stamp have not changed since an earlier or interrupted run.
@@ -66,15 +70,15 @@ def index_archive(
             f"{', '.join(map(str, listed))}: no .nii or .nii.gz file below, nor NRRD, MetaImage or DICOM; expected an archive of scans"
         )
     declared = {number: declared_channels(root, channels) for number, root in enumerate(listed)}
-    settings = Settings(Rules(policy, assume_orientation), _salt(out, salt), listed, declared)
+    settings = Settings(Rules(policy, assume_orientation, burned_in=burned_in), _salt(out, salt), listed, declared)
     with lock_folder(out / _PARTS):
         about = _about(settings)
         known = KnownRows(_tables(out) if resume else [], about)
         parts = _next_parts(out, resume)
-        items = (known.find(task) or task for number, root in enumerate(listed) for task in tasks_below(root, number))
+        items = (known.find(task) or task for number, root in enumerate(listed) for task in tasks_below(root, number, settings.rules))
         rows = read_rows(items, settings, processes=processes, threads=threads)
         _write_parts(parts, rows, about, sum(map(count_files, listed)) if progress else 0, progress)
-        totals = _assemble(out, parts, about)
+        totals = _assemble(out, parts, about, settings)
         shutil.rmtree(out / _PARTS)
     return Index(out, totals.scans, totals.ok)
 
@@ -139,16 +143,17 @@ def _write_parts(
         progress(done, done)
 
 
-def _assemble(out: Path, parts: Path, about: dict[str, Any]) -> Totals:
-    """Scans.parquet and summary.json from the parts: a row group a part, duplicates marked on the way."""
+def _assemble(out: Path, parts: Path, about: dict[str, Any], settings: Settings) -> Totals:
+    """Scans.parquet and summary.json from the parts: a row group a part, series put together and duplicates marked on the way."""
     files = sorted(parts.glob("*.parquet"))
-    copied = _copied_hashes(files)
+    spread = gather_spread(files, settings)
+    copied = _copied_hashes(files) | {int(row["voxel_hash"][:16], 16) for rows in spread.values() for row in rows if row["ok"]}
     first: dict[str, str] = {}
     totals = Totals()
 
     def groups() -> Iterator[list[Row]]:
         for file in files:
-            rows = list(stream_rows(file))
+            rows = [kept for row in stream_rows(file) for kept in spread.get((row["path"], row["series"]), [row])]
             for row in rows:
                 row["duplicate_of"] = None
                 if row["ok"] and int(row["voxel_hash"][:16], 16) in copied:

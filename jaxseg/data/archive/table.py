@@ -15,7 +15,7 @@ from jaxseg.errors import InputError
 from jaxseg.files import write_whole
 
 FILE = "scans.parquet"
-VERSION = 2
+VERSION = 3
 _META = b"jaxseg.index"
 _TYPES: dict[str, pa.DataType] = {
     "ok": pa.bool_(),

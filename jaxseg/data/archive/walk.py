@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxseg.data.archive.scan_row import Task
+from jaxseg.data.io.decoded import Rules
 from jaxseg.data.io.scans import SUFFIXES, ScanRef, find_scans, walk
 from jaxseg.data.layouts import read_declared
 from jaxseg.errors import InputError
@@ -28,11 +29,11 @@ def holds_scans(root: Path) -> bool:
     return next(find_scans(root), None) is not None or next(_packed(root), None) is not None
 
 
-def tasks_below(root: Path, number: int) -> Iterator[Task]:
+def tasks_below(root: Path, number: int, rules: Rules) -> Iterator[Task]:
     """Every scan below a root, in the order of names; a zip or tar file that lies there comes with the reason why it is not opened."""
     packed = iter(_packed(root))
     following = next(packed, None)
-    for ref in find_scans(root):
+    for ref in find_scans(root, rules):
         while following is not None and following.parent <= ref.path.parent and following < ref.path:
             yield _task(ScanRef(following, "archive", (following,), reason=REFUSED), number)
             following = next(packed, None)

@@ -43,6 +43,7 @@ def _dataset(name: str, channel: str, what: str, sizes: dict[str, int]) -> Datas
         layout="imagesTr/amos_0001.nii.gz with labelsTr/amos_0001.nii.gz, the same in imagesVa/ and labelsVa/, and imagesTs/",
         licence="CC BY 4.0 (Zenodo, record 7155725)",
         citation="Ji et al., AMOS: A Large-Scale Abdominal Multi-Organ Benchmark for Versatile Medical Image Segmentation, NeurIPS 2022, arXiv:2206.08023",
+        source="the readme that comes with the data; https://amos22.grand-challenge.org; nnU-Net's Dataset218_Amos2022_task1 and Dataset219_Amos2022_task2",
         read=lambda root: _read(root, channel),
         sizes=sizes,
     )

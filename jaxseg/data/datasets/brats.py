@@ -35,6 +35,21 @@ _MENZE = (
     "Bakas et al., arXiv:1811.02629 (2018)"
 )
 _BAID = "Baid et al., The RSNA-ASNR-MICCAI BraTS 2021 Benchmark, arXiv:2107.02314 (2021); " + _MENZE
+_SOURCE_UNTIL_2021 = (
+    "https://www.med.upenn.edu/cbica/brats2020/data.html; nnU-Net's Dataset042_BraTS18, Dataset043_BraTS19, Dataset137_BraTS21"
+)
+_SOURCES = {
+    **{
+        (2023, kind): "https://www.synapse.org/Synapse:syn51156910/wiki/622351 (label values)"
+        for kind in ("GLI", "SSA", "MEN", "MET", "PED")
+    },
+    (2024, "GLI"): "https://www.synapse.org/Synapse:syn53708249/wiki/627500; nnU-Net's Dataset226_BraTS2024-BraTS-GLI",
+    (2024, "MET"): "https://www.synapse.org/Synapse:syn53708249 (label values)",
+    (
+        2024,
+        "PED",
+    ): "https://www.synapse.org/Synapse:syn53708249: annotation protocol of BraTS-PEDs (enhancing 1, non-enhancing 2, cystic 3, oedema 4)",
+}
 _REGISTERED = "terms of the challenge, accepted at registration"
 
 
@@ -58,7 +73,7 @@ def _read(root: Path, case: str, channels: tuple[str, ...]) -> Reading:
 
 
 def _dataset(
-    name: str, title: str, case: str, labels: dict[str, list[int]], example: str, *, citation: str,
+    name: str, title: str, case: str, labels: dict[str, list[int]], example: str, *, citation: str, source: str,
     licence: str = _REGISTERED, sizes: tuple[int, int] | None = None, patient: str = "(.*)", channels: tuple[str, ...] = _CHANNELS,
 ) -> Dataset:  # fmt: skip
     return Dataset(
@@ -69,6 +84,7 @@ def _dataset(
         layout=f"a folder per case with files such as {example}",
         licence=licence,
         citation=citation,
+        source=source,
         read=lambda root: _read(root, case, channels),
         sizes=dict(zip(("train", "validation"), sizes)) if sizes else {},
         patient=patient,
@@ -78,7 +94,14 @@ def _dataset(
 def _until_2021(year: int, case: str, example: str, sizes: tuple[int, int], citation: str = _MENZE) -> Dataset:
     title = f"Multimodal Brain Tumor Segmentation Challenge {year}, adult glioma before treatment"
     return _dataset(
-        f"brats{year}", title, case, _UNTIL_2021, f"{example}_t1ce.nii.gz and {example}_seg.nii.gz", citation=citation, sizes=sizes
+        f"brats{year}",
+        title,
+        case,
+        _UNTIL_2021,
+        f"{example}_t1ce.nii.gz and {example}_seg.nii.gz",
+        citation=citation,
+        source=_SOURCE_UNTIL_2021,
+        sizes=sizes,
     )
 
 
@@ -93,6 +116,7 @@ def _since_2023(
         labels,
         f"BraTS-{kind}-00000-000-t1c.nii.gz and BraTS-{kind}-00000-000-seg.nii.gz",
         citation=citation,
+        source=_SOURCES[year, kind],
         licence=f"{_REGISTERED} (synapse.org, BraTS {year})",
         sizes=sizes,
         patient=r"(.+)-\d{3}$",
@@ -103,6 +127,7 @@ _RADIOTHERAPY = _dataset(
     "brats2024_menrt", "BraTS 2024, meningioma before radiotherapy (head with its skull, T1 with contrast medium alone)",
     r"BraTS-MEN-RT-\d{4}-\d+", {"gross tumour volume": [1]}, "BraTS-MEN-RT-0000-1_t1c.nii.gz and BraTS-MEN-RT-0000-1_gtv.nii.gz",
     citation="LaBella et al., BraTS Meningioma Radiotherapy Challenge 2024, arXiv:2405.18383 (2024)",
+    source="LaBella et al., Scientific Data (2026), PMC12948943: 500 labelled and 70 other cases, one label",
     licence=f"{_REGISTERED} (synapse.org, BraTS 2024)", sizes=(500, 70), patient=r"(.+)-\d+$", channels=("T1C",),
 )  # fmt: skip
 

@@ -40,6 +40,7 @@ def _dataset(name: str, title: str, citation: str, splits: dict[int, str], optio
         layout="Training/img/img0001.nii.gz with Training/label/label0001.nii.gz, and Testing/img/img0061.nii.gz",
         licence="terms of the challenge, accepted at registration (synapse.org, syn3193805)",
         citation=citation,
+        source="https://www.synapse.org/Synapse:syn3193805/wiki/217789; MONAI Label's radiology app; lists_Synapse of github.com/Beckschen/TransUNet",
         read=lambda root: _read(root, splits, optional),
         sizes={split: sum(value == split for value in splits.values()) for split in ("train", "test")},
     )

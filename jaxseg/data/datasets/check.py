@@ -90,7 +90,7 @@ def _lines(copy: LocalCopy, values: Counter[int], said: list[str]) -> list[str]:
         lines.append("values found: " + ", ".join(f"{value} in {count} cases" for value, count in sorted(values.items())))
     if folds := Counter(case.fold for case in cases if case.fold is not None):
         lines.append("folds: " + ", ".join(f"{fold}: {count}" for fold, count in sorted(folds.items())))
-    return [*lines, *said, f"licence: {dataset.licence}", f"cite: {dataset.citation}"]
+    return [*lines, *said, f"licence: {dataset.licence}", f"cite: {dataset.citation}", f"source: {dataset.source}"]
 
 
 def _listed(values: list[int]) -> str:

@@ -39,6 +39,7 @@ class Dataset:
         labels: name → value in the label files, or values where the official evaluation scores overlapping regions.
         layout: what a copy looks like, for messages.
         licence, citation: what its users owe; the terms that came with a copy decide.
+        source: what label values, regions, sizes and licence were compared with, besides the cited papers.
         read: sorts the files below a folder into cases, by names alone.
         sizes: official number of cases of each split, where known.
         patient: pattern whose first group is the patient of a case id; by default each case is a patient of its own.
@@ -53,6 +54,7 @@ class Dataset:
     layout: str
     licence: str
     citation: str
+    source: str
     read: Callable[[Path], Reading]
     sizes: Mapping[str, int] = field(default_factory=dict)
     patient: str = "(.*)"

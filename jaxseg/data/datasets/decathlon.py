@@ -91,6 +91,7 @@ def _dataset(number: int, task: _Task) -> Dataset:
         layout=f"Task{number:02d}_{task.name}/ with dataset.json, imagesTr/{task.prefix}_001.nii.gz, labelsTr/{task.prefix}_001.nii.gz, imagesTs/",
         licence="CC BY-SA 4.0",
         citation=_CITATION,
+        source="http://medicaldecathlon.com, and the dataset.json of each task",
         read=lambda root: _read(root, task),
         sizes={"train": task.train, "test": task.test},
     )

@@ -26,7 +26,9 @@ def _read(root: Path, train_until: int) -> Reading:
     return dataclasses.replace(reading, faults=reading.faults + renamed)
 
 
-def _dataset(year: int, what: str, labels: dict[str, int | list[int]], train_until: int, sizes: dict[str, int], citation: str) -> Dataset:
+def _dataset(
+    year: int, what: str, labels: dict[str, int | list[int]], train_until: int, sizes: dict[str, int], citation: str, source: str
+) -> Dataset:
     return Dataset(
         name=f"kits{year}",
         title=f"Kidney Tumor Segmentation Challenge 20{year}: {what}",
@@ -35,6 +37,7 @@ def _dataset(year: int, what: str, labels: dict[str, int | list[int]], train_unt
         layout="case_00000/imaging.nii.gz with case_00000/segmentation.nii.gz",
         licence="CC BY-NC-SA 4.0",
         citation=citation,
+        source=source,
         read=lambda root: _read(root, train_until),
         sizes=sizes,
     )
@@ -49,6 +52,7 @@ DATASETS = (
         {"train": 210, "test": 90},
         "Heller et al., The state of the art in kidney and kidney tumor segmentation in contrast-enhanced CT imaging: results of the KiTS19 "
         "challenge, Medical Image Analysis 67 (2021) 101821, doi:10.1016/j.media.2020.101821; Heller et al., arXiv:1904.00445",
+        "https://kits19.grand-challenge.org/data/",
     ),
     _dataset(
         23,
@@ -57,5 +61,6 @@ DATASETS = (
         588,
         {"train": 489},
         "Heller et al., The KiTS21 Challenge, arXiv:2307.01984 (2023)",
+        "https://kits-challenge.org/kits23/; nnU-Net's Dataset220_KiTS2023",
     ),
 )

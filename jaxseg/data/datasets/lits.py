@@ -30,6 +30,7 @@ DATASETS = (
         layout="volume-0.nii with segmentation-0.nii, in folders of any name, and test-volume-0.nii",
         licence="CC BY-NC-ND 4.0",
         citation="Bilic et al., The Liver Tumor Segmentation Benchmark (LiTS), Medical Image Analysis 84 (2023) 102680, doi:10.1016/j.media.2022.102680",
+        source="the paper, for labels and sizes; the licence by what others report of competitions.codalab.org/competitions/17094",
         read=_read,
         sizes={"train": 131, "test": 70},
     ),

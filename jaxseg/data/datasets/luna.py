@@ -123,6 +123,7 @@ DATASETS = (
         citation="Setio et al., Validation, comparison, and combination of algorithms for automatic detection of pulmonary nodules in computed "
         "tomography images: the LUNA16 challenge, Medical Image Analysis 42 (2017) 1–13, doi:10.1016/j.media.2017.06.015; "
         "Armato et al., LIDC-IDRI, Medical Physics 38 (2011) 915–931",
+        source="https://luna16.grand-challenge.org/Data/",
         read=_read,
         draw=_draw,
         examine=_examine,

@@ -24,12 +24,14 @@ class Rules:
         policy: which of two contradicting affines of a NIfTI file to believe.
         assume_orientation: axis codes such as "RAS" for a file that states no orientation at all.
         max_voxels, max_bytes: caps checked before anything is allocated.
+        burned_in: whether a DICOM object may have text burned into its pixels, which may name the patient.
     """
 
     policy: Literal["sform", "qform"] | None = None
     assume_orientation: str | None = None
     max_voxels: int = 2**31
     max_bytes: int = 2**33
+    burned_in: bool = False
 
 
 @dataclass(frozen=True)

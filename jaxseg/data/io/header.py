@@ -3,19 +3,45 @@
 SimpleITK and nibabel accept most of what is refused here, or disagree about what it means.
 """
 
-import nibabel as nib
+import math
+
 import numpy as np
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff
-from nibabel.quaternions import fillpositive, quat2mat
 
 from jaxseg.data.io.decoded import Header, Rules, check_caps, usable_affine
 from jaxseg.data.volume import Grid
 from jaxseg.errors import GeometryError, InputError
 
 HEADER_BYTES = 540
-_SIZES = {348: nib.Nifti1Header.template_dtype, 540: nib.Nifti2Header.template_dtype}
+# Name, number type in NIfTI-1 and NIfTI-2, first byte in either (nifti1.h and nifti2.h), of the fields that are read here. nibabel has them all,
+# but importing it takes a worker process as long as reading dozens of scans.
+_FIELDS = (
+    ("sizeof_hdr", "i4", 0, "i4", 0),
+    ("dim", "8i2", 40, "8i8", 16),
+    ("datatype", "i2", 70, "i2", 12),
+    ("pixdim", "8f4", 76, "8f8", 104),
+    ("vox_offset", "f4", 108, "i8", 168),
+    ("scl_slope", "f4", 112, "f8", 176),
+    ("scl_inter", "f4", 116, "f8", 184),
+    ("xyzt_units", "u1", 123, "i4", 500),
+    ("qform_code", "i2", 252, "i4", 344),
+    ("sform_code", "i2", 254, "i4", 348),
+    *((f"quatern_{axis}", "f4", 256 + 4 * i, "f8", 352 + 8 * i) for i, axis in enumerate("bcd")),
+    *((f"qoffset_{axis}", "f4", 268 + 4 * i, "f8", 376 + 8 * i) for i, axis in enumerate("xyz")),
+    *((f"srow_{axis}", "4f4", 280 + 16 * i, "4f8", 400 + 32 * i) for i, axis in enumerate("xyz")),
+    ("magic", "S4", 344, "S4", 4),
+)
+
+
+def _layout(size: int, kind: int, place: int) -> np.dtype:
+    """The fields as a record of `size` bytes; `kind` and `place` are columns of the table."""
+    names, kinds, places = (list(column) for column in zip(*((field[0], field[kind], field[place]) for field in _FIELDS), strict=True))
+    return np.dtype({"names": names, "formats": kinds, "offsets": places, "itemsize": size})
+
+
+_SIZES = {348: _layout(348, 1, 2), 540: _layout(540, 3, 4)}
 _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _REFUSED = {1: "1-bit", 32: "complex", 1792: "complex", 2048: "complex", 1536: "128-bit float", 128: "RGB colour", 2304: "RGBA colour"}
+_QUATERNION_ROUNDING = 1e-5
 _UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
 
@@ -136,14 +162,27 @@ def _sform(raw, name: str) -> np.ndarray:
 
 
 def _qform(raw, pixdim: np.ndarray, name: str) -> np.ndarray:
-    try:
-        rotation = quat2mat(fillpositive([float(raw[key]) for key in ("quatern_b", "quatern_c", "quatern_d")], w2_thresh=-1e-5))
-    except ValueError:
-        raise GeometryError(f"{name}: the qform's quaternion is not a rotation; mend the header, or choose policy 'sform'") from None
     affine = np.eye(4)
-    affine[:3, :3] = rotation * pixdim[1:4] * [1, 1, -1 if pixdim[0] < 0 else 1]
+    b, c, d = (float(raw[f"quatern_{axis}"]) for axis in "bcd")
+    affine[:3, :3] = _rotation(b, c, d, name) * pixdim[1:4] * [1, 1, -1 if pixdim[0] < 0 else 1]
     affine[:3, 3] = [float(raw[f"qoffset_{axis}"]) for axis in "xyz"]
     return usable_affine(affine, "qform", name)
+
+
+def _rotation(b: float, c: float, d: float, name: str) -> np.ndarray:
+    """The rotation of a unit quaternion, given its vector part; the scalar part is taken positive, as NIfTI says."""
+    rest = 1 - (b * b + c * c + d * d)
+    if not rest > -_QUATERNION_ROUNDING:
+        raise GeometryError(f"{name}: the qform's quaternion is not a rotation; mend the header, or choose policy 'sform'")
+    a = math.sqrt(rest) if rest > _QUATERNION_ROUNDING else 0.0  # below that it is the rounding of a half turn
+    scale = 2 / (a * a + b * b + c * c + d * d)
+    return np.array(
+        [
+            [1 - scale * (c * c + d * d), scale * (b * c - a * d), scale * (b * d + a * c)],
+            [scale * (b * c + a * d), 1 - scale * (b * b + d * d), scale * (c * d - a * b)],
+            [scale * (b * d - a * c), scale * (c * d + a * b), 1 - scale * (b * b + c * c)],
+        ]
+    )
 
 
 def _with_sizes(affine: np.ndarray, pixdim: np.ndarray) -> np.ndarray:
@@ -178,12 +217,7 @@ def assumed_affine(size: tuple[int, int, int], spacing: np.ndarray, name: str, r
     pairs = ("LR", "PA", "IS")
     if len(codes) != 3 or any(sum(code in pair for code in codes.upper()) != 1 for pair in pairs):
         raise GeometryError(f"assume_orientation {codes!r}: expected three letters such as 'RAS', one out of each of L/R, P/A, I/S")
-    flips = axcodes2ornt(tuple(codes.upper()))
-    world = np.zeros(3, int)
-    world[flips[:, 0].astype(int)] = size
-    affine = np.linalg.inv(inv_ornt_aff(flips, size))
-    scale = np.eye(4)
-    scale[flips[:, 0].astype(int), flips[:, 0].astype(int)] = spacing
-    affine = scale @ affine
-    affine[:3, 3] -= affine[:3, :3] @ ((np.asarray(size) - 1) / 2) + affine[:3, 3]
+    affine = np.eye(4)
+    affine[:3, :3] = [[step * (code == pair[1]) - step * (code == pair[0]) for code, step in zip(codes.upper(), spacing)] for pair in pairs]
+    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(size) - 1) / 2)
     return affine

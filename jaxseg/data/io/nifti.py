@@ -7,8 +7,8 @@ import gzip
 import io
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+from zlib_ng import gzip_ng
 
 from jaxseg.data.io import header
 from jaxseg.data.io.decoded import Decoded, Header, Rules
@@ -82,7 +82,7 @@ def pair_of(path: Path) -> tuple[Path, Path]:
 def decode_pair(head: bytes, image: bytes, name: str, rules: Rules) -> Decoded:
     """Bytes of a .hdr and of its .img file, either of them gzipped or not, to voxels; raises as `decode`."""
     with damage(name):
-        head = gzip.GzipFile(fileobj=io.BytesIO(head)).read(header.HEADER_BYTES) if _zipped(head) else head[: header.HEADER_BYTES]
+        head = gzip_ng.GzipFile(fileobj=io.BytesIO(head)).read(header.HEADER_BYTES) if _zipped(head) else head[: header.HEADER_BYTES]
     _check_kind(head, name)
     parsed = header.parse(head, name, rules, pair=True)
     body = unpack(image, "gzip" if _zipped(image) else "raw", parsed.data_bytes, name, skip=min(parsed.offset, SLACK))
@@ -95,7 +95,7 @@ def read_header(path: Path, rules: Rules) -> Header:
     with damage(str(path)), open_file(path) as file:
         zipped = _zipped(file.read(2))
         file.seek(0)
-        head = (gzip.GzipFile(fileobj=file) if zipped else file).read(header.HEADER_BYTES)
+        head = (gzip_ng.GzipFile(fileobj=file) if zipped else file).read(header.HEADER_BYTES)
     _check_kind(head, str(path))
     return header.parse(head, str(path), rules, pair=pair)
 
@@ -108,6 +108,8 @@ def encode(stored: np.ndarray, grid: Grid, *, slope: float = 1.0, inter: float =
     """
     if max(stored.shape) > 32767:
         raise GeometryError(f"NIfTI-1 holds at most 32767 voxels along an axis; found shape {stored.shape}")
+    import nibabel as nib  # here, since the processes that index an archive read and need it not
+
     head = nib.Nifti1Header()
     head.set_data_dtype(stored.dtype)
     head.set_data_shape(stored.shape)

@@ -24,6 +24,7 @@ def load_volume(
     assume_orientation: str | None = None,
     nonfinite: float | None = None,
     series: str | None = None,
+    burned_in: bool = False,
     max_voxels: int = 2**31,
     max_bytes: int = 2**33,
 ) -> Volume:
@@ -39,12 +40,13 @@ def load_volume(
         assume_orientation: axis codes such as "RAS" for files that state no orientation (refused without it).
         nonfinite: value that replaces NaN and infinities (refused without it).
         series: which series of a folder with several (the error without it lists their keys).
+        burned_in: read DICOM objects with text burned into their pixels, which may name the patient (refused without it).
         max_voxels, max_bytes: caps on what a header may declare, checked before memory is taken.
 
     Raises:
         InputError: missing, truncated or damaged file, not a 3-D scan, NaN; GeometryError: unusable or contradictory orientation.
     """
-    rules = Rules(policy, assume_orientation, max_voxels, max_bytes)
+    rules = Rules(policy, assume_orientation, max_voxels, max_bytes, burned_in)
     if isinstance(path, Mapping):
         named = [(name, Path(file)) for name, file in path.items()]
     elif isinstance(path, str | Path):

@@ -1,18 +1,23 @@
-"""The bytes of a scan's file in one pass: read, hashed, decompressed, counted. Called by `nifti`, which knows what they mean."""
+"""The bytes of a scan's file in one pass: read, hashed, decompressed, counted. Called by `nifti`, which knows what they mean.
+
+zlib-ng answers as zlib does, to the bit and to the word of its complaints, in a half to a fifth of the time.
+"""
 
 import hashlib
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from zlib_ng import zlib_ng
+
+from jaxseg.data.io.stream import InflateError
 from jaxseg.errors import InputError
 
 GZIP = b"\x1f\x8b"
 DEFLATE_RATIO = 1032  # no deflate stream is longer than this many times its compressed form (zlib's technical notes)
 _READ = 1 << 18  # small enough that compressed bytes are hashed and inflated while they lie in the cache
-_INFLATE = 1 << 22
+_INFLATE = 1 << 20  # likewise for what comes out of it
 
 
 class ScanStream:
@@ -26,7 +31,7 @@ class ScanStream:
         self._digest = hashlib.sha256()
         self._input = self._read_raw()
         self.zipped = self._input[:2] == GZIP
-        self._inflate = zlib.decompressobj(31) if self.zipped else None
+        self._inflate = zlib_ng.decompressobj(31) if self.zipped else None
 
     @property
     def sha256(self) -> str:
@@ -76,7 +81,7 @@ class ScanStream:
             self._input = self._input or self._read_raw()
             try:
                 part = self._inflate.decompress(self._input, limit)
-            except zlib.error as error:
+            except InflateError as error:
                 raise InputError(
                     f"{self._name}: the gzip stream is damaged ({_said(error)}); copy the file again from its source"
                 ) from None
@@ -101,7 +106,7 @@ class ScanStream:
             return False
         if rest[:2] != GZIP:
             raise InputError(f"{self._name}: the gzip stream is damaged (other bytes follow it); copy the file again from its source")
-        self._inflate, self._input = zlib.decompressobj(31), rest
+        self._inflate, self._input = zlib_ng.decompressobj(31), rest
         return True
 
     def _read_raw(self) -> bytes:
@@ -127,7 +132,7 @@ def opened(path: Path, max_bytes: int) -> Iterator[ScanStream]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _said(error: zlib.error) -> str:
+def _said(error: Exception) -> str:
     """zlib's reason without its preamble; a wrong check value is what everybody else calls the CRC."""
     reason = str(error).rpartition(": ")[2]
     return f"its CRC does not match: {reason}" if "data check" in reason else reason

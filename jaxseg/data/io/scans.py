@@ -74,7 +74,7 @@ def stem(path: Path) -> str:
     return path.stem if suffix is None else path.name[: -len(suffix)]
 
 
-def find_scans(root: Path) -> Iterator[ScanRef]:
+def find_scans(root: Path, rules: Rules | None = None) -> Iterator[ScanRef]:
     """Every scan below `root` (or at it), folder by folder in the order of names, so that memory is that of one folder.
 
     A file that is not a scan of any known format is passed over; a DICOM object that cannot be trained on comes with its reason.
@@ -82,13 +82,14 @@ def find_scans(root: Path) -> Iterator[ScanRef]:
     Raises:
         InputError: `root` does not exist.
     """
+    rules = rules or Rules()
     if not root.exists():
         raise InputError(f"{root}: no such folder")
     if root.is_file():
-        yield from _scans_of(root.parent, [root])
+        yield from _scans_of(root.parent, [root], rules)
         return
     for folder, names in walk(root):
-        yield from _scans_of(folder, [folder / name for name in names])
+        yield from _scans_of(folder, [folder / name for name in names], rules)
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -184,7 +185,7 @@ def _by_content(head: bytes) -> str | None:
     return "MetaImage" if b"NDims" in head and b"=" in head else None
 
 
-def _scans_of(folder: Path, paths: list[Path]) -> Iterator[ScanRef]:
+def _scans_of(folder: Path, paths: list[Path], rules: Rules) -> Iterator[ScanRef]:
     unclaimed = []
     for path in paths:
         lower = path.name.lower()
@@ -199,7 +200,7 @@ def _scans_of(folder: Path, paths: list[Path]) -> Iterator[ScanRef]:
             unclaimed.append(path)
     candidates = [path for path in unclaimed if _is_dicom(path)]
     if candidates:
-        yield from (ScanRef(folder, **facts) for facts in dicom.describe_folder(candidates))
+        yield from (ScanRef(folder, **facts) for facts in dicom.describe_folder(candidates, rules))
 
 
 def _with_companions(path: Path, kind: str) -> ScanRef:

@@ -3,15 +3,17 @@
 import bz2
 import gzip
 import io
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from zlib_ng import gzip_ng, zlib_ng
+
 from jaxseg.data.io.decoded import Rules
 from jaxseg.errors import InputError
 
+InflateError = cast(type[Exception], zlib_ng.error)  # its stub file calls the class an instance
 SLACK = 1 << 26  # bytes beyond the voxels that a file may hold (extensions, padding) before it counts as a bomb
 _CHUNK = 1 << 24
 
@@ -23,7 +25,7 @@ def damage(name: str, kind: str = "gzip") -> Iterator[None]:
         yield
     except EOFError:
         raise InputError(f"{name}: truncated: the {kind} stream ends early; copy the file again") from None
-    except (zlib.error, OSError) as error:
+    except (InflateError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's fault; decompressors raise OSError without a number
             raise InputError(f"{name}: cannot be read ({error.strerror})") from error
         raise InputError(f"{name}: the {kind} stream is damaged ({error}); copy the file again from its source") from None
@@ -100,14 +102,14 @@ def unpack(data: bytes, encoding: str, size: int, name: str, *, skip: int = 0) -
 def _open(data: bytes, encoding: str) -> BinaryIO:
     plain = io.BytesIO(data)
     return cast(
-        BinaryIO, {"raw": lambda: plain, "gzip": lambda: gzip.GzipFile(fileobj=plain), "bzip2": lambda: bz2.BZ2File(plain)}[encoding]()
+        BinaryIO, {"raw": lambda: plain, "gzip": lambda: gzip_ng.GzipFile(fileobj=plain), "bzip2": lambda: bz2.BZ2File(plain)}[encoding]()
     )
 
 
 def _inflate(data: bytes, size: int, name: str) -> bytes:
     """A zlib (or gzip) stream that must hold exactly `size` bytes; no more than that is ever inflated."""
     with damage(name, "zlib"):
-        inflater = zlib.decompressobj(wbits=47)
+        inflater = zlib_ng.decompressobj(wbits=47)
         body = inflater.decompress(data, size + 1)
         more = b"" if inflater.eof else inflater.decompress(inflater.unconsumed_tail, 1)
     if len(body) + len(more) > size:

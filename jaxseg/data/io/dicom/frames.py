@@ -4,7 +4,7 @@ Single-frame objects state this once (PS3.3 C.7.6.2), enhanced multi-frame objec
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ _NOT_SCANS = {
     "1.2.840.10008.5.1.4.1.1.77": "a photograph or slide",
     "1.2.840.10008.1.3.10": "a DICOMDIR",
 }
+_BURNED_IN = (
+    "text is burned into its pixels (Burned In Annotation YES) and may name the patient; remove it and clear the tag, or, if it names nobody, "
+    "admit such scans with --allow-burned-in (load_volume: burned_in=True)"
+)
 _DERIVED = {"LOCALIZER": "a localiser", "SCREEN SAVE": "a screenshot", "DOSE": "a dose page"}
 MODALITIES = {"PT": "PET", "MR": "MR", "CT": "CT"}
 _OTHER = set("SEG RTSTRUCT RTDOSE RTPLAN SR KO PR OT US NM CR DX MG XA DOC REG SC".split())
@@ -70,6 +74,7 @@ class Instance:
     photometric: str
     rescale_type: str
     reason: str = ""
+    burned_in: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,8 @@ def read_frames(path: Path, rules: Rules) -> tuple[Instance, list[Frame]]:
     with open_file(path) as file:
         dataset = read_dataset(file, path, rules, only=_HEADER)
     instance = describe(dataset, path)
+    if instance.reason == _BURNED_IN and rules.burned_in:
+        instance = replace(instance, reason="", burned_in=True)
     if instance.reason:
         return instance, []
     if instance.rows < 1 or instance.columns < 1 or instance.bits not in (8, 16, 32):
@@ -168,13 +175,11 @@ def _why_no_scan(dataset: Any, samples: int, frames: int) -> str:
             return "not a scan: its modality is none of CT, MR and PET"
     if derived:
         return f"not a scan: {derived}"
-    if text(dataset, "BurnedInAnnotation").upper() == "YES":
-        return "text is burned into its pixels (Burned In Annotation YES) and may name the patient; remove it and clear the tag"
     if samples != 1:
         return f"not a scan: {samples} colours a pixel"
     if frames > 1 and "PerFrameFunctionalGroupsSequence" not in dataset:
         return "several frames that state no position"
-    return ""
+    return _BURNED_IN if text(dataset, "BurnedInAnnotation").upper() == "YES" else ""
 
 
 def _plain_frame(dataset: Any, instance: Instance) -> Frame:

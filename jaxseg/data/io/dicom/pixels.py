@@ -17,6 +17,7 @@ _PLAIN: dict[str, Literal["<", ">"]] = {
     "1.2.840.10008.1.2.2": ">",
 }
 RLE = "1.2.840.10008.1.2.5"
+_JPEG = {f"1.2.840.10008.1.2.4.{end}" for end in (50, 51, 57, 70)}
 
 
 def is_plain(instance: Instance) -> bool:
@@ -80,8 +81,8 @@ def _compressed_frames(dataset: Any, instance: Instance, indices: Sequence[int])
         ) from None
     if not available:
         raise InputError(
-            f"{path}: compressed as {decoder.UID.name}, which needs another decoder: pip install 'jaxseg[dicom]', "
-            "or 'jaxseg[dicom-jpeg]' for JPEG lossless"
+            f"{path}: compressed as {decoder.UID.name}, for which no decoder is installed: pip install 'jaxseg[{_extra_for(instance.syntax)}]', "
+            "or decompress the series first"
         )
     try:
         for number, frame in enumerate(encaps.generate_frames(pixel_bytes(dataset, path), number_of_frames=instance.frames)):
@@ -95,6 +96,11 @@ def _compressed_frames(dataset: Any, instance: Instance, indices: Sequence[int])
             yield np.asarray(array).astype(dtype_of(instance), copy=False)
     except damage() as error:
         raise InputError(f"{path}: its compressed pixels are damaged ({type(error).__name__}); copy the file again") from None
+
+
+def _extra_for(syntax: str) -> str:
+    """The extra that brings a decoder: JPEG proper (baseline, extended, lossless) needs pylibjpeg-libjpeg, which is GPL and so stands apart."""
+    return "dicom-jpeg" if syntax in _JPEG else "dicom"
 
 
 def _significant(array: np.ndarray, instance: Instance) -> np.ndarray:

@@ -136,6 +136,8 @@ def _header(series: Series, path: Path, rules: Rules) -> tuple[Header, list[Fram
         notes.append("slices are scaled one by one")
     if first.photometric == "MONOCHROME1":
         notes.append("MONOCHROME1: inverted" if _inverted(first) else "MONOCHROME1 concerns the display alone: values are kept")
+    if any(frame.instance.burned_in for frame in ordered):
+        notes.append("text is burned into its pixels: admitted as asked for")
     return Header(arranged.grid.shape, dtype, 0, slope, inter, arranged.grid, 1, (*arranged.notes, *notes), unit), ordered
 
 

@@ -44,10 +44,10 @@ def group_files(paths: Iterable[Path], rules: Rules) -> list[Series]:
     return [*_scans(instances), *_no_scans(instances), *broken]
 
 
-def describe_folder(paths: Sequence[Path]) -> list[dict[str, Any]]:
+def describe_folder(paths: Sequence[Path], rules: Rules) -> list[dict[str, Any]]:
     """The scans of a folder's DICOM files as facts for `scans.ScanRef`: format, files, key, modality, patient, study, reason."""
     names = ("format", "files", "key", "modality", "patient", "study", "reason")
-    return [{name: getattr(series, name) for name in names} for series in group_files(paths, Rules())]
+    return [{name: getattr(series, name) for name in names} for series in group_files(paths, rules)]
 
 
 def _scans(instances: list[tuple[Instance, list[Frame]]]) -> list[Series]:
