@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from jaxseg.errors import ConfigError, ShapeError
-from jaxseg.models.conv import conv3d, depthwise_conv, kernel_init
+from jaxseg.models.conv import conv3d, kernel_init
 from jaxseg.models.layers import MLP, BlockConfig, layer_norm, linear
 from jaxseg.models.positions import Triple
 from jaxseg.models.vit import ViT, ViTConfig
@@ -119,7 +119,7 @@ class Depthwise(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
 
     def __call__(self, x: Float[Array, "b x y z c"]) -> Float[Array, "b x y z c"]:
-        return depthwise_conv(x, self.kernel[...], self.bias[...])
+        return conv3d(x, self.kernel[...], self.bias[...], groups=x.shape[-1])
 
 
 class StemBlock(nnx.Module):

@@ -2,10 +2,11 @@
 
 Arrays are `(b, x, y, z, c)` and kernels `(kx, ky, kz, in, out)`. One function, `conv3d`, chooses the form by the platform that a program
 is lowered for: plain `lax.conv` on GPU and TPU, `models.conv_cpu` for 3x3x3 and depthwise kernels and `models.conv_phases` for
-strides on CPU.
+strides on CPU. `switches.fast_paths(convolution=False)` leaves `lax.conv` alone, everywhere.
 """
 
 import math
+from functools import partial
 from typing import Literal
 
 import jax
@@ -14,20 +15,19 @@ from einops import rearrange, reduce
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseg.models import conv_cpu, conv_phases
+from jaxseg.models import conv_cpu, conv_phases, switches
 
-Form = Literal["auto", "lax"]
 Factors = tuple[int, int, int]
 
 
 def conv3d(
     x: Float[Array, "b x y z i"],
-    kernel: Float[Array, "kx ky kz i o"],
+    kernel: Float[Array, "kx ky kz j o"],
     bias: Float[Array, "o"] | None = None,
     *,
     stride: int | Factors = 1,
     padding: str | Factors = "SAME",
-    form: Form = "auto",
+    groups: int = 1,
 ) -> Float[Array, "b x2 y2 z2 o"]:
     """Cross-correlate `x` with `kernel` (what every framework calls convolution), in the type of `x`, with float32 sums.
 
@@ -35,30 +35,28 @@ def conv3d(
         stride: voxels between outputs, one number or one an axis.
         padding: "SAME" (zeros; with an odd kernel and stride 1 equal to torch's padding = k // 2), "VALID", or as in torch the voxels of zeros
             on both sides of each axis. With a stride, "SAME" may pad the far side alone: then torch's padding = k // 2 is not "SAME".
-        form: "auto" lets 3x3x3 kernels of stride 1, and strided ones with torch's padding, take a faster form where the program runs on a
-            CPU; "lax" never does. The answers agree to rounding. The fast forms have first derivatives in reverse mode only.
+        groups: parts of the channels that do not see each other, as in torch: j = i / groups, and the first o / groups outputs belong to the
+            first part. With as many groups as channels each has a kernel of its own. (Between the two a CPU gets XLA's form, which is slow.)
+
+    The fast forms agree with `lax.conv` to rounding and have first derivatives in reverse mode only.
     """
     sx, sy, sz = (stride,) * 3 if isinstance(stride, int) else stride
     strides = (sx, sy, sz)
     kernel = kernel.astype(x.dtype)
     if strides == (1, 1, 1) and not isinstance(padding, str) and kernel.shape[:3] == tuple(2 * p + 1 for p in padding):
         padding = "SAME"
-    if kernel.shape[:3] == strides == (1, 1, 1) and isinstance(padding, str):
+    if not switches.allowed().convolution:
+        out = _lax_conv(x, kernel, strides, padding, groups)
+    elif groups > 1:
+        out = _grouped_conv(x, kernel, strides, padding, groups)
+    elif kernel.shape[:3] == strides == (1, 1, 1) and isinstance(padding, str):
         out = jnp.einsum("bxyzi,io->bxyzo", x, kernel[0, 0, 0])
-    elif form == "auto" and kernel.shape[:3] == (3, 3, 3) and strides == (1, 1, 1) and padding == "SAME":
+    elif kernel.shape[:3] == (3, 3, 3) and strides == (1, 1, 1) and padding == "SAME":
         out = _conv_by_platform(x, kernel)
-    elif form == "auto" and (before := _in_whole_blocks(x, kernel, strides, padding)) is not None:
+    elif (before := _in_whole_blocks(x, kernel, strides, padding)) is not None:
         out = conv_phases.strided_conv(x, kernel, strides, before)
     else:
         out = _lax_conv(x, kernel, strides, padding)
-    return out if bias is None else out + bias.astype(x.dtype)
-
-
-def depthwise_conv(
-    x: Float[Array, "b x y z c"], kernel: Float[Array, "kx ky kz 1 c"], bias: Float[Array, "c"] | None = None
-) -> Float[Array, "b x y z c"]:
-    """Cross-correlate each channel with a kernel of its own, of odd sides, with zeros around the image; in the type of `x`, with float32 sums."""
-    out = lax.platform_dependent(x, kernel.astype(x.dtype), cpu=conv_cpu.depthwise, default=_lax_depthwise)
     return out if bias is None else out + bias.astype(x.dtype)
 
 
@@ -83,9 +81,13 @@ def upsample_conv(
     So it is one matrix product and a pixel shuffle, exactly. Torch's kernel `(in, out, fx, fy, fz)` is this one with its axes moved only.
     """
     kernel = kernel.astype(x.dtype)
-    blocks = jnp.einsum("bxyzi,jklio->bxjykzlo", x, kernel)
-    b, nx, fx, ny, fy, nz, fz, out = blocks.shape
-    y = blocks.reshape(b, nx * fx, ny * fy, nz * fz, out)
+    if switches.allowed().convolution:
+        blocks = jnp.einsum("bxyzi,jklio->bxjykzlo", x, kernel)
+        b, nx, fx, ny, fy, nz, fz, out = blocks.shape
+        y = blocks.reshape(b, nx * fx, ny * fy, nz * fz, out)
+    else:
+        fx, fy, fz = kernel.shape[:3]
+        y = conv_phases.transposed_conv(x, kernel, (fx, fy, fz), (0, 0, 0))
     return y if bias is None else y + bias.astype(x.dtype)
 
 
@@ -137,15 +139,18 @@ def _in_whole_blocks(x, kernel, strides, padding) -> Factors | None:
     return None
 
 
-def _lax_conv(x, kernel, strides, padding):
+def _lax_conv(x, kernel, strides, padding, groups=1):
     dims = ("NHWDC", "HWDIO", "NHWDC")
     padding = padding if isinstance(padding, str) else [(p, p) for p in padding]
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dims)
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dims, feature_group_count=groups)
 
 
-def _lax_depthwise(x, kernel):
-    dims = ("NHWDC", "HWDIO", "NHWDC")
-    return lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=dims, feature_group_count=x.shape[-1])
+def _grouped_conv(x, kernel, strides, padding, groups):
+    native = partial(_lax_conv, strides=strides, padding=padding, groups=groups)
+    alone = groups == x.shape[-1] == kernel.shape[-1]
+    if alone and strides == (1, 1, 1) and padding == "SAME" and all(k % 2 for k in kernel.shape[:3]):
+        return lax.platform_dependent(x, kernel, cpu=conv_cpu.depthwise, default=native)
+    return native(x, kernel)
 
 
 def _plain(x, kernel):

@@ -48,12 +48,13 @@ def kernel_gradient(x: Float[Array, "b x y z i"], gradient: Float[Array, "b x y 
 def depthwise(x: Float[Array, "b x y z c"], kernel: Float[Array, "kx ky kz 1 c"]) -> Float[Array, "b x y z c"]:
     """Each channel with its own kernel of odd sides, zeros around: shifted images times weights, one pass for each row of the kernel's last axis."""
     (b, nx, ny, nz, c), (kx, ky, kz) = x.shape, kernel.shape[:3]
-    padded = jnp.pad(x, ((0, 0), (kx // 2, kx // 2), (ky // 2, ky // 2), (kz // 2, kz // 2), (0, 0)))
+    # In float32 from here on, so that the gradients of the passes are summed in it too.
+    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (kx // 2, kx // 2), (ky // 2, ky // 2), (kz // 2, kz // 2), (0, 0)))
 
     # What a pass read is read again in the backward pass, not kept: else there were a copy of the image for each.
     @jax.checkpoint
     def add_row(total, weights, i, j):
-        rows = lax.dynamic_slice(padded, (0, i, j, 0, 0), (b, nx, ny, padded.shape[3], c)).astype(jnp.float32)
+        rows = lax.dynamic_slice(padded, (0, i, j, 0, 0), (b, nx, ny, padded.shape[3], c))
         return total + sum(rows[:, :, :, k : k + nz] * weights[k] for k in range(kz))
 
     def body(total, row):

@@ -15,9 +15,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from jaxseg.errors import ConfigError
+from jaxseg.models.attention import attention
 from jaxseg.models.conv_stem import ConvStem, ConvStemConfig
 from jaxseg.models.instance_norm import SLOPE
-from jaxseg.models.layers import Block, LayerScale, attention, layer_norm, run_blocks, survival
+from jaxseg.models.layers import Block, LayerScale, layer_norm, run_blocks, survival
+from jaxseg.models.matrix_product import product
 from jaxseg.models.positions import Positions, Rotation, Triple, gather_tokens, rope_rotation, rotate
 from jaxseg.models.vit import patchify, token_grid
 
@@ -110,7 +112,7 @@ class EvaConfig:
 
 
 def _linear(inputs: int, outputs: int, dtype: str, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=_normal, dtype=jnp.dtype(dtype), rngs=rngs)
+    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=_normal, dtype=jnp.dtype(dtype), dot_general=product, rngs=rngs)
 
 
 class EvaAttention(nnx.Module):
@@ -184,7 +186,9 @@ class Eva(nnx.Module):
     def __init__(self, config: EvaConfig, *, rngs: nnx.Rngs):
         self.config = config
         if config.stem is None:
-            self.patch = nnx.Linear(config.patch_size, config.width, kernel_init=_he, dtype=jnp.dtype(config.dtype), rngs=rngs)
+            self.patch = nnx.Linear(
+                config.patch_size, config.width, kernel_init=_he, dtype=jnp.dtype(config.dtype), dot_general=product, rngs=rngs
+            )
         else:
             self.stem = ConvStem(config.stem, config.in_channels, config.width, config.dtype, rngs=rngs)
         head_dim = config.width // config.heads

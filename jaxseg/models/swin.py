@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from jaxseg.errors import ConfigError, ShapeError
+from jaxseg.models.attention import attention
 from jaxseg.models.layers import EPSILON, MLP, BlockConfig, layer_norm, linear, survival
 from jaxseg.models.positions import Triple
 from jaxseg.models.unetr import ResidualBlock
@@ -88,18 +89,11 @@ class WindowAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b w n c"], region: Int[Array, "w n"] | None) -> Float[Array, "b w n c"]:
         b, w, n, width = x.shape
-        q, k, v = self.qkv(x).reshape(b * w, n, 3, self.heads, width // self.heads).transpose(2, 0, 3, 1, 4)
-        scores = jnp.einsum("whnd,whmd->whnm", q * (width // self.heads) ** -0.5, k, preferred_element_type=jnp.float32)
-        scores = scores.reshape(b, w, self.heads, n, n) + self._bias(n)
+        q, k, v = jnp.moveaxis(self.qkv(x).reshape(b * w, n, 3, self.heads, width // self.heads), 2, 0)
+        bias = self._bias(n)[None]
         if region is not None:
-            scores += jnp.where(region[:, :, None] == region[:, None, :], 0.0, _APART)[:, None]
-        # As in `layers.attention`, the division by the softmax's sum comes after the product with v.
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        mixed = jnp.einsum(
-            "whnm,whmd->whnd", weights.reshape(b * w, self.heads, n, n).astype(v.dtype), v, preferred_element_type=jnp.float32
-        )
-        mixed = (mixed / weights.sum(-1).reshape(b * w, self.heads, n, 1)).astype(v.dtype)
-        return self.out(mixed.transpose(0, 2, 1, 3).reshape(b, w, n, width))
+            bias += jnp.where(region[:, :, None] == region[:, None, :], 0.0, _APART)[:, None]
+        return self.out(attention(q, k, v, bias).reshape(b, w, n, width))
 
     def _bias(self, n: int) -> Float[Array, "h n n"]:
         index = relative_index(self.window)[:n, :n]

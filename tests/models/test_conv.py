@@ -1,18 +1,22 @@
 """Convolutions give what `lax.conv` gives, GPU and TPU programs hold no CPU form, norms and upsampling equal closed forms."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from jaxseg.models.conv import conv3d, depth_to_space, depthwise_conv, space_to_depth, upsample, upsample_conv
+from jaxseg.models.conv import conv3d, depth_to_space, space_to_depth, transposed_conv, upsample, upsample_conv
 from jaxseg.models.instance_norm import instance_norm, leaky_relu
+from jaxseg.models.switches import fast_paths
 
 
-def reference(x, kernel, stride=(1, 1, 1), padding="SAME"):
+def reference(x, kernel, stride=(1, 1, 1), padding="SAME", groups=1):
     dims = ("NHWDC", "HWDIO", "NHWDC")
-    return lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=dims, precision="highest")
+    padding = padding if isinstance(padding, str) else [(p, p) for p in padding]
+    return lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=dims, precision="highest", feature_group_count=groups)
 
 
 def arrays(*shapes, dtype=np.float32):
@@ -39,40 +43,90 @@ def test_fast_form_equals_lax_in_value_and_gradients(shape, out):
         close(ours, theirs)
 
 
-@pytest.mark.parametrize(
-    ("size", "stride", "padding"), [((1, 1, 1), 1, "SAME"), ((3, 3, 3), 2, "SAME"), ((3, 3, 1), (1, 2, 1), "VALID"), ((5, 1, 3), 1, "SAME")]
-)
-def test_other_kernels_and_strides_equal_lax(size, stride, padding):
-    x, kernel, bias = arrays((2, 5, 6, 7, 3), (*size, 3, 4), (4,))
+# kernel, stride, padding, groups: of six channels into six, on 5 x 6 x 7 voxels
+CASES = {
+    "1": ((1, 1, 1), 1, "SAME", 1),
+    "1 by 2": ((1, 1, 1), 2, (0, 0, 0), 1),
+    "1 by 3": ((1, 1, 1), 3, "VALID", 1),
+    "3": ((3, 3, 3), 1, (1, 1, 1), 1),
+    "3 valid": ((3, 3, 3), 1, "VALID", 1),
+    "3 by 2": ((3, 3, 3), 2, (1, 1, 1), 1),
+    "3 by 2 same": ((3, 3, 3), 2, "SAME", 1),
+    "3 by 3": ((3, 3, 3), 3, (1, 1, 1), 1),
+    "3 by 1 2 3": ((3, 3, 1), (1, 2, 3), (1, 1, 0), 1),
+    "other": ((2, 1, 5), (1, 2, 1), "SAME", 1),
+    "groups": ((3, 3, 3), 1, "SAME", 2),
+    "groups by 2": ((3, 3, 3), 2, (1, 1, 1), 3),
+    "depthwise": ((3, 5, 1), 1, "SAME", 6),
+    "depthwise by 2": ((3, 3, 3), (2, 2, 1), (1, 1, 1), 6),
+}
+
+
+def case(name, dtype=np.float32):
+    """The convolution, lax's own, and an image, a kernel and a gradient for them."""
+    size, stride, padding, groups = CASES[name]
     strides = (stride,) * 3 if isinstance(stride, int) else stride
-    close(conv3d(x, kernel, bias, stride=stride, padding=padding), reference(x, kernel, strides, padding) + bias)
+    x, kernel = arrays((2, 5, 6, 7, 6), (*size, 6 // groups, 6), dtype=dtype)
+    plain = partial(reference, stride=strides, padding=padding, groups=groups)
+    return partial(conv3d, stride=stride, padding=padding, groups=groups), plain, x, kernel, arrays(plain(x, kernel).shape, dtype=dtype)[0]
 
 
-@pytest.mark.parametrize("size", [(5, 5, 5), (3, 5, 1)])
-def test_depthwise_is_a_convolution_for_each_channel_in_value_and_gradients(size):
-    x, kernel, bias, gradient = arrays((2, 6, 5, 4, 3), (*size, 1, 3), (3,), (2, 6, 5, 4, 3))
+def all_three(form):
+    """The value and both gradients as one function of the image, the kernel and the value's gradient."""
 
-    def one_by_one(x, kernel, bias):
-        return jnp.concatenate([reference(x[..., c : c + 1], kernel[..., c : c + 1]) for c in range(3)], -1) + bias
+    def run(x, kernel, gradient):
+        value, pull = jax.vjp(form, x, kernel)
+        return value, *pull(gradient)
 
-    wanted, pull = jax.vjp(one_by_one, x, kernel, bias)
-    found, fast_pull = jax.vjp(jax.jit(depthwise_conv), x, kernel, bias)
-    close(found, wanted)
-    for ours, theirs in zip(fast_pull(gradient), pull(gradient)):
-        close(ours, theirs)
+    return jax.jit(run)
 
 
-def test_lax_form_is_lax_alone():
+@pytest.mark.parametrize("name", CASES)
+def test_every_kernel_stride_and_group_equals_lax_in_value_and_gradients(name):
+    ours, plain, *inputs = case(name)
+    for found, wanted in zip(all_three(ours)(*inputs), all_three(plain)(*inputs), strict=True):
+        close(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["3", "3 by 2", "groups", "depthwise"])
+def test_half_precision_is_close_to_single_and_keeps_its_type(name):
+    ours, plain, *inputs = case(name, jnp.bfloat16)
+    exact = all_three(plain)(*(a.astype(jnp.float32) for a in inputs))
+    for found, wanted in zip(all_three(ours)(*inputs), exact, strict=True):
+        assert found.dtype == jnp.bfloat16
+        close(found, wanted, 2**-7)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_half_precision_sums_in_float32(size):
+    """Ones summed in bfloat16 stop at 256: eight bits hold no 257. The sums here are more, and have fewer than eight bits."""
+    x, kernel = jnp.ones((1, 8, 8, 8, 64), jnp.bfloat16), jnp.ones((size, size, size, 64, 8), jnp.bfloat16)
+    value, dx, dk = all_three(partial(conv3d, padding="SAME"))(x, kernel, jnp.ones((1, 8, 8, 8, 8), jnp.bfloat16))
+    assert value[0, 4, 4, 4, 0] == size**3 * 64 and dx[0, 4, 4, 4, 0] == size**3 * 8 and dk[size // 2, size // 2, size // 2, 0, 0] == 512
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_without_fast_paths_it_is_lax_alone(name):
+    ours, _, x, kernel, _ = case(name)
+    with fast_paths(convolution=False):
+        program = jax.make_jaxpr(ours)(x, kernel)
+        assert [line.primitive.name for line in program.eqns] == ["conv_general_dilated"]
+        # Both are convolutions of lax with the image dilated.
+        up = str(jax.make_jaxpr(lambda x, k: upsample_conv(transposed_conv(x, k, stride=2), k))(x, jnp.ones((3, 3, 3, 6, 6))))
+    assert up.count("conv_general_dilated[") == 2 and "platform" not in up and "dot_general" not in up
+
+
+def test_a_switch_turns_and_turns_back_and_compiled_functions_follow():
     x, kernel = arrays((1, 4, 4, 4, 16), (3, 3, 3, 16, 2))
-    assert "platform_index" not in str(jax.make_jaxpr(lambda x, k: conv3d(x, k, form="lax"))(x, kernel))
-    assert "platform_index" in str(jax.make_jaxpr(conv3d)(x, kernel))
-
-
-def test_half_precision_keeps_its_type_and_sums_in_float32():
-    x, kernel = arrays((2, 4, 5, 6, 16), (3, 3, 3, 16, 8), dtype=jnp.bfloat16)
-    value, pull = jax.vjp(conv3d, x, kernel)
-    assert value.dtype == jnp.bfloat16 and {g.dtype for g in pull(value)} == {jnp.dtype(jnp.bfloat16)}
-    close(value, reference(x.astype(jnp.float32), kernel.astype(jnp.float32)), 2**-8)
+    step = jax.jit(lambda x, k: conv3d(x, k))
+    text = lambda: step.lower(x, kernel).as_text()
+    fast = text()
+    with fast_paths(convolution=False):
+        close(step(x, kernel), reference(x, kernel))
+        assert "[b, 0, 1, f]" not in text()
+        with fast_paths(attention=False):
+            assert "[b, 0, 1, f]" not in text(), "what is not named stays"
+    assert "[b, 0, 1, f]" in fast and text() == fast
 
 
 def test_under_vmap_scan_remat_and_pmap():
@@ -92,14 +146,21 @@ def test_under_vmap_scan_remat_and_pmap():
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_lowered_for_accelerators_it_is_three_dimensional_convolutions_only(platform):
-    x, kernel = arrays((1, 4, 4, 4, 16), (3, 3, 3, 16, 16))
-    step = jax.jit(jax.value_and_grad(lambda x, k: jnp.sum(conv3d(x, k) ** 2), (0, 1)))
-    text = step.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
-    assert text.count("stablehlo.convolution") == 3
-    assert "stablehlo.while" not in text and "stablehlo.dot_general" not in text
-    here = step.trace(x, kernel).lower(lowering_platforms=("cpu",)).as_text()
-    assert "stablehlo.while" in here and "stablehlo.dot_general" in here
+@pytest.mark.parametrize("name", CASES)
+def test_lowered_for_accelerators_it_is_three_convolutions_and_nothing_else(name, platform):
+    ours, _, *inputs = case(name)
+    text = all_three(ours).trace(*inputs).lower(lowering_platforms=(platform,)).as_text()
+    counts = {word: text.count(f"stablehlo.{word}") for word in ("convolution", "dot_general", "while", "dynamic_slice")}
+    wanted = (0, 3) if name == "1" else (3, 0)
+    assert (counts["convolution"], counts["dot_general"]) == wanted and counts["while"] == counts["dynamic_slice"] == 0
+    assert "[b, 0, 1, f]" not in text, "a 2-D convolution: the CPU form"
+
+
+def test_lowered_for_a_cpu_it_is_the_cpu_form():
+    for name, words in {"3": ("while", "dot_general"), "depthwise": ("while",), "3 by 2": ("transpose",)}.items():
+        ours, _, *inputs = case(name)
+        text = all_three(ours).lower(*inputs).as_text()
+        assert all(f"stablehlo.{word}" in text for word in words)
 
 
 def test_upsample_conv_is_a_transposed_convolution_with_kernel_equal_to_stride():
@@ -141,6 +202,8 @@ def test_instance_norm_is_the_formula_and_so_is_its_gradient():
         return jax.grad(lambda x: jnp.sum(weight * leaky_relu(norm(x))))(x)
 
     close(gradient(instance_norm), gradient(formula), 2e-5)
+    with fast_paths(norm=False):
+        close(gradient(instance_norm), gradient(formula), 2e-5)
 
 
 def test_instance_norm_of_a_constant_is_zero_and_of_half_precision_is_half_precision():

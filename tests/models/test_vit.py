@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxseg.errors import ConfigError, ShapeError
-from jaxseg.models.layers import attention, survival
+from jaxseg.models.layers import survival
 from jaxseg.models.vit import ViT, ViTConfig, patchify, unpatchify
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -125,12 +125,6 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     output = run(model, x, spacing=spacing)
     assert output.dtype == jnp.bfloat16
     np.testing.assert_allclose(output.astype(jnp.float32), run(exact, x, spacing=spacing), atol=0.1)
-
-
-def test_attention_equals_jax():
-    q, k, v = image(3, 2, 5, 3, 8)
-    np.testing.assert_allclose(attention(q, k, v), jax.nn.dot_product_attention(q, k, v), atol=1e-6)
-    np.testing.assert_allclose(attention(100 * q, 100 * k, v), jax.nn.dot_product_attention(100 * q, 100 * k, v), atol=1e-5)
 
 
 @pytest.mark.parametrize("positions", ["rope_mm", "learned", "sincos"])
