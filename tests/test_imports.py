@@ -15,11 +15,12 @@ ALLOWED = {
     "jaxseg.losses": set(),
     "jaxseg.metrics": set(),
     "jaxseg.data": {"compilation"},
-    "jaxseg.train": set(),
-    "jaxseg.zoo": {"models"},
+    "jaxseg.train": {"manifest"},
+    "jaxseg.zoo": {"models", "manifest"},
     "jaxseg.infer": {"data", "zoo"},
     "jaxseg.report": set(),
     "jaxseg.config": set(),
+    "jaxseg.manifest": set(),
 }
 
 

@@ -1,8 +1,7 @@
 """Checkpoints of a run: asynchronous saves, a manifest of hashes, restoring onto any layout. All Orbax calls are here.
 
-A checkpoint is a folder `checkpoints/000000120/` with Orbax's `state/`, `loader.json` and, written last, `manifest.json`: where that
-file is missing, the save was never finished. Orbax itself does not notice a flipped byte, so the hashes in the manifest are checked
-before a load."""
+A checkpoint is a folder `checkpoints/000000120/` with Orbax's `state/`, `loader.json` and, written last, `manifest.json` (see
+`jaxseg.manifest`), whose hashes are checked before a load."""
 
 import contextlib
 import logging
@@ -19,15 +18,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from jaxseg.errors import CheckpointError, InputError, StorageError
-from jaxseg.files import read_json, sha256_of, storage_errors, write_json
+from jaxseg.errors import CheckpointError, StorageError
+from jaxseg.files import read_json, storage_errors, write_json
+from jaxseg.manifest import MANIFEST, STATE, finished_steps, is_finished, problem_of, write_manifest
 from jaxseg.train.parallel import Layout
 from jaxseg.train.state import array_names
 
 # Orbax writes several lines of progress a save through absl.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
-_STEP = re.compile(r"\d{9}")
+_FILE_BYTES = 64 << 20
+"""Orbax begins a new data file at this size, so that several can be hashed at once."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Checkpoints:
                 shutil.rmtree(target, ignore_errors=True)
                 write_json(target / "loader.json", loader_state)
             _together(f"checkpoint {step}")
-            response = ocp.save_async(str(target / "state"), arrays)
+            with _writing():
+                response = ocp.save_async(str(target / STATE), arrays)
         shapes = {name: [list(array.shape), str(array.dtype)] for name, array in arrays.items()}
         self._pending = self._pool.submit(self._finish, response, target, shapes, best)
 
@@ -90,13 +92,11 @@ class Checkpoints:
             response.result()
             if not self._first:
                 return
-            files = sorted(path for path in target.rglob("*") if path.is_file() and path.name != "manifest.json")
-            hashes = {path.relative_to(target).as_posix(): sha256_of(path) for path in files}
-            write_json(target / "manifest.json", {"step": int(target.name), "arrays": shapes, "files": hashes})
+            write_manifest(target, int(target.name), shapes)
         if best is not None:
             write_json(self.folder / "best.json", {"step": int(target.name), **best})
-        kept = {path.name for path in _complete(self.folder)[: self.keep]} | {f"{(self.best or {}).get('step', -1):09d}"}
-        for path in _complete(self.folder):
+        kept = {path.name for path in finished_steps(self.folder)[: self.keep]} | {f"{(self.best or {}).get('step', -1):09d}"}
+        for path in finished_steps(self.folder):
             if path.name not in kept:
                 _remove(path)
 
@@ -131,7 +131,7 @@ class Checkpoints:
         target = self.folder / f"{step:09d}"
         names = array_names(state)
         wanted = {name: (list(leaf.shape), str(leaf.dtype)) for name, leaf in zip(names, jax.tree.leaves(state))}
-        saved = {name: tuple(entry) for name, entry in read_json(target / "manifest.json")["arrays"].items()}
+        saved = {name: tuple(entry) for name, entry in read_json(target / MANIFEST)["arrays"].items()}
         if differences := _differences(saved, wanted):
             raise CheckpointError(f"{target}: this checkpoint is of another model or optimizer:\n" + "\n".join(differences))
         places = jax.tree.leaves(self.layout.global_shardings(state))
@@ -139,16 +139,16 @@ class Checkpoints:
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
             for name, leaf, place in zip(names, jax.tree.leaves(state), places)
         }
-        arrays = ocp.load(str(target / "state"), abstract)
+        arrays = ocp.load(str(target / STATE), abstract)
         restored = jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in names])
         return Restored(step, self.layout.from_global(restored), read_json(target / "loader.json"))
 
     def _choose(self) -> tuple[int, int]:
         """The step of the last good checkpoint (-1: none) and how many were looked at. Damaged ones after it are removed."""
-        candidates = _complete(self.folder)
+        candidates = finished_steps(self.folder)
         damaged = []
         for path in candidates:
-            problem = _problem(path)
+            problem = problem_of(path)
             if problem is None:
                 for bad in damaged:
                     _remove(bad)
@@ -172,10 +172,10 @@ def read_arrays(folder: str | Path, prefix: str = "params.", *, best: bool = Fal
         CheckpointError: no finished checkpoint there, a damaged one, or no array of that name.
     """
     target = _find(Path(folder).absolute(), best)
-    problem = _problem(target)
+    problem = problem_of(target)
     if problem is not None:
         raise CheckpointError(f"{target}: this checkpoint is damaged ({problem}); name another one of the same run")
-    saved = read_json(target / "manifest.json")["arrays"]
+    saved = read_json(target / MANIFEST)["arrays"]
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
         name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype), sharding=here)
@@ -188,46 +188,25 @@ def read_arrays(folder: str | Path, prefix: str = "params.", *, best: bool = Fal
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
     with context:
-        arrays = ocp.load(str(target / "state"), wanted)
+        arrays = ocp.load(str(target / STATE), wanted)
     return {name.removeprefix(prefix): np.asarray(array) for name, array in arrays.items()}
 
 
 def _find(folder: Path, best: bool) -> Path:
-    if (folder / "manifest.json").is_file() and (folder / "state").is_dir():
+    if is_finished(folder):
         return folder
     inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     if best and (inside / "best.json").exists():
         return inside / f"{read_json(inside / 'best.json')['step']:09d}"
-    complete = _complete(inside)
+    complete = finished_steps(inside)
     if not complete:
         raise CheckpointError(f"{folder}: no finished checkpoint here; expected a run folder with checkpoints/, or one checkpoint in it")
     return complete[0]
 
 
-def _complete(folder: Path) -> list[Path]:
-    """The folders of finished saves, the last first."""
-    if not folder.is_dir():
-        return []
-    return sorted((path for path in folder.iterdir() if _STEP.fullmatch(path.name) and (path / "manifest.json").exists()), reverse=True)
-
-
-def _problem(path: Path) -> str | None:
-    """What is wrong with a finished checkpoint, or None."""
-    try:
-        files = read_json(path / "manifest.json")["files"]
-    except (InputError, KeyError, TypeError):
-        return "its manifest.json cannot be read"
-    for name, expected in files.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if sha256_of(path / name) != expected:
-            return f"the bytes of {name} have changed since it was written"
-    return None
-
-
 def _remove(path: Path) -> None:
     """Delete a checkpoint; the manifest goes first, so that half of one is never taken for a whole one."""
-    (path / "manifest.json").unlink(missing_ok=True)
+    (path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path)
 
 
@@ -241,6 +220,14 @@ def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     ]
     shown = lines[:20]
     return shown + [f"  and {len(lines) - 20} more"] if len(lines) > 20 else shown
+
+
+def _writing() -> ocp.Context:
+    """How Orbax writes: without compression, which makes weights a tenth smaller for five times the work."""
+    context = ocp.Context()
+    context.array_options.saving.use_compression = False
+    context.array_options.saving.ocdbt_target_data_file_size = _FILE_BYTES
+    return context
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -67,7 +68,8 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
 
     Raises ConfigError for layer decay of an encoder without layers, or a `freeze` prefix that matches nothing.
     """
-    parts = [optax.clip_by_global_norm(config.clip)] if config.clip is not None else []
+    # Where arrays are frozen, their gradients are part of the norm that the step knows, and must not be of this one.
+    parts = [clip_by_norm(config.clip, known=not config.freeze)] if config.clip is not None else []
     parts += [
         optax.scale_by_adam(*config.betas),
         optax.add_decayed_weights(config.weight_decay, decay_mask(params)),
@@ -78,6 +80,21 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
     if config.freeze:
         parts.insert(0, scale_by_tree(multipliers(OptimConfig(freeze=config.freeze), params)))
     return optax.chain(*parts)
+
+
+def clip_by_norm(limit: float, *, known: bool = True) -> optax.GradientTransformationExtraArgs:
+    """Scale all updates so that their global norm is at most `limit`, as `optax.clip_by_global_norm`.
+
+    A step that has the norm of its gradients hands it over (`update(…, grad_norm=…)`), which saves reading them all once more; with `known`
+    False it is computed all the same. One product with one number becomes part of the moments' update; optax's form stores clipped gradients.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, *, grad_norm: jax.Array | None = None, **_: Any) -> tuple[Any, Any]:
+        norm = grad_norm if known and grad_norm is not None else optax.tree.norm(updates)
+        factor = jnp.minimum(1.0, limit / norm)
+        return jax.tree.map(lambda update: update * factor.astype(update.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def scale_by_tree(factors: Any) -> optax.GradientTransformation:

@@ -1,7 +1,7 @@
 """Where arrays live: the two layouts of a training step over devices, `pmap` (everything replicated) and `mesh` (data and fsdp axes).
 
-The step itself is written once; `mean` is its only parallel call. Used by the loop, the checkpoints and the tests of equality between
-layouts."""
+The step itself is written once; `mean` is its only parallel call, and `gather` that of a loss between samples.
+Used by the loop, the checkpoints and the tests of equality between layouts."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +19,17 @@ AXIS = "data"
 
 def mean(tree: Any, axis: str | None) -> Any:
     """The mean of each leaf over the devices of `axis`; the tree itself where `axis` is None (one device, or a mesh's global arrays)."""
-    return tree if axis is None else jax.lax.pmean(tree, axis)
+    # Over one device XLA's CPU backend would still copy every gradient.
+    return tree if axis is None or jax.lax.axis_size(axis) == 1 else jax.lax.pmean(tree, axis)
+
+
+def gather(tree: Any, axis: str | None) -> Any:
+    """Each leaf `(b, ...)` of all devices of `axis`, one after the other `(devices * b, ...)`; the tree itself where `axis` is None.
+
+    Its gradient is that of the sum of all devices' losses, so a loss that sums over its own samples alone, compared with everybody's, has the
+    numbers of one device.
+    """
+    return tree if axis is None else jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axis, tiled=True), tree)
 
 
 class Layout:
@@ -99,8 +109,12 @@ class Layout:
         if self.kind == "pmap":
             batch = jax.tree.map(lambda array: np.reshape(array, (local, len(array) // local, *array.shape[1:])), batch)
             return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(AXIS)))
-        sharding = NamedSharding(self.mesh, PartitionSpec((AXIS, "fsdp")))
-        return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), batch)
+        places = self.batch_shardings(batch)
+        return jax.tree.map(lambda array, place: jax.make_array_from_process_local_data(place, np.asarray(array)), batch, places)
+
+    def batch_shardings(self, batch: Any) -> Any:
+        """Where each array of a mesh's batch lies: its samples split over all devices."""
+        return jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec((AXIS, "fsdp"))), batch)
 
     def compile(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """`step(state, batch, key, axis=None) -> (state, metrics)` as a compiled `f(state, batch, key)`, which uses up the state given.
@@ -112,10 +126,20 @@ class Layout:
             options: dict[str, Any] = {"in_axes": (None, 0, None), "out_axes": None, "donate_argnums": 0, "devices": self._pmap_devices}
             return jax.pmap(wrapped, axis_name=AXIS, **options)
 
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+
+        def whole(tree: Any) -> Any:
+            return jax.lax.with_sharding_constraint(tree, everywhere)
+
+        def parts(tree: Any) -> Any:
+            return jax.lax.with_sharding_constraint(tree, self.shardings(tree))
+
+        # Left to itself, XLA spreads the activations as the parameters are, and moves them from device to device in every layer.
+        spread = {"whole": whole, "parts": parts} if self.fsdp > 1 else {}
+
         def pinned(state: Any, batch: Any, key: jax.Array) -> Any:
-            after, metrics = step(state, batch, key)
-            everywhere = NamedSharding(self.mesh, PartitionSpec())
-            return jax.lax.with_sharding_constraint(after, self.shardings(after)), jax.lax.with_sharding_constraint(metrics, everywhere)
+            after, metrics = step(state, batch, key, **spread)
+            return parts(after), whole(metrics)
 
         # XLA's CPU backend may start independent collectives in another order on each device, and with two mesh axes they then wait for each other
         # for ever (jax 0.10.2: 4 of 4 runs with fsdp 2 and accumulation hung; none with this scheduler off).

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,8 +14,9 @@ from jaxseg.train.parallel import mean
 from jaxseg.train.state import TrainState
 
 Terms = dict[str, tuple[jax.Array, jax.Array]]
-Loss = Callable[[Any, Any, jax.Array, Any], Terms]
+Loss = Callable[..., Terms]
 Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+Moved = Callable[[Any], Any]
 
 
 def make_step(
@@ -25,6 +27,7 @@ def make_step(
     ema_decay: float | None = None,
     advance: Callable[[Any, Any], Any] | None = None,
     accumulate: int = 1,
+    across: bool = False,
 ) -> Step:
     """Build `step(state, batch, key, axis=None) -> (state, metrics)`.
 
@@ -39,27 +42,43 @@ def make_step(
         ema_decay: keep `ema = decay * ema + (1 - decay) * params` in the state (which must have been created with it).
         advance: `advance(extra, params) -> extra` after each update, on the new parameters (a teacher's average); without it `extra` stays.
         accumulate: split each device's batch into so many micro-batches, one after the other; the result is the same, the memory smaller.
+        across: the loss compares samples with one another. It is then called `loss(params, batch, keys, extra, axis)`, so that it can see those
+            of all devices (`parallel.gather`), sums over its own samples alone, and cannot be accumulated.
 
     Returns:
-        The step. Its metrics are float32 scalars, equal on all devices: each term, `loss`, `grad_norm`, and `skipped` (1 where the
+        The step. A layout that spreads the state hands it `whole`, which brings arrays onto every device for the loss, and `parts`, which leaves
+        each device its part of the gradients. Its metrics are float32 scalars, equal on all devices: each term, `loss`, `grad_norm`, and `skipped` (1 where the
         loss or the gradient was not finite: parameters, optimizer state, average and `extra` then stay as they were, and only `step` advances).
     """
     if accumulate < 1:
         raise ConfigError(f"accumulate is {accumulate}; it must be 1 or more micro-batches")
+    if across and accumulate > 1:
+        raise ConfigError(f"this loss compares all samples of a batch, which accumulate={accumulate} would part: set accumulate to 1")
     weights = dict(weights or {})
+    told = optax.with_extra_args_support(optimizer)
 
-    def step(state: TrainState, batch: Any, key: jax.Array, axis: str | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(
+        state: TrainState, batch: Any, key: jax.Array, axis: str | None = None, *, whole: Moved = _where_it_is, parts: Moved = _where_it_is
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
-        grads, sums, counts = _gradients(loss, weights, accumulate, state, batch, keys, axis)
-        grads = mean(grads, axis)
+        own = partial(loss, axis=axis) if across else loss
+        params, extra = whole((state.params, state.extra))
+        grads, sums, counts = _gradients(
+            own, weights, accumulate, dataclasses.replace(state, params=params, extra=extra), batch, keys, axis
+        )
+        grads = parts(mean(grads, axis))
         terms = {name: value / counts[name] for name, value in mean(sums, axis).items()}
         total = _weighted(terms, weights)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         metrics = {**terms, "loss": total, "grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
-        return _update(state, grads, finite, optimizer, ema_decay, advance), metrics
+        return _update(state, grads, norm, finite, told, ema_decay, advance), metrics
 
     return step
+
+
+def _where_it_is(tree: Any) -> Any:
+    return tree
 
 
 def _weighted(terms: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax.Array:
@@ -126,19 +145,26 @@ def _split(tree: Any, parts: int) -> Any:
 def _update(
     state: TrainState,
     grads: Any,
+    norm: jax.Array,
     finite: jax.Array,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     ema_decay: float | None,
     advance: Callable[[Any, Any], Any] | None,
 ) -> TrainState:
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema_decay is not None:
-        if ema is None:
-            raise ConfigError("ema_decay is set, but the state holds no average: create it with TrainState.create(..., ema=True)")
-        ema = jax.tree.map(lambda old, new: ema_decay * old + (1.0 - ema_decay) * new, ema, params)
-    extra = state.extra if advance is None else advance(state.extra, params)
-    new, old = (params, opt_state, ema, extra), (state.params, state.opt_state, state.ema, state.extra)
-    params, opt_state, ema, extra = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
-    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema, extra=extra)
+    if ema_decay is not None and state.ema is None:
+        raise ConfigError("ema_decay is set, but the state holds no average: create it with TrainState.create(..., ema=True)")
+
+    def moved(before: TrainState) -> TrainState:
+        updates, opt_state = optimizer.update(grads, before.opt_state, before.params, grad_norm=norm)
+        params = optax.apply_updates(before.params, updates)
+        ema = before.ema if ema_decay is None else _averaged(ema_decay, before.ema, params)
+        extra = before.extra if advance is None else advance(before.extra, params)
+        return dataclasses.replace(before, params=params, opt_state=opt_state, ema=ema, extra=extra)
+
+    # A branch, not a choice per array: to choose, XLA keeps the old moments beside the new ones, two more copies of the parameters.
+    after = jax.lax.cond(finite, moved, lambda before: before, state)
+    return dataclasses.replace(after, step=state.step + 1)
+
+
+def _averaged(decay: float, average: Any, params: Any) -> Any:
+    return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, average, params)

@@ -53,9 +53,19 @@ def _equation_flops(equation: Any) -> int:
             return round(2 * math.prod(equation.outvars[0].aval.shape) * taps)
         case "scan":
             return equation.params["length"] * _flops(equation.params["jaxpr"].jaxpr)
+        case "dot_product_attention_fwd_wrapper":
+            return 4 * _attention_size(equation)
+        case "dot_product_attention_bwd_wrapper":
+            return 8 * _attention_size(equation)
         case "cond":
             return min(_flops(branch.jaxpr) for branch in equation.params["branches"])
     return sum(_flops(inner) for inner in _inner(equation.params.values()))
+
+
+def _attention_size(equation: Any) -> int:
+    """Multiply-adds of scores or of their sum in cuDNN's attention, queries (b, n, h, d) and keys (b, m, h, d)."""
+    b, n, h, d = equation.invars[0].aval.shape
+    return b * n * h * d * equation.invars[1].aval.shape[1]
 
 
 def _inner(values: Any) -> Iterator[Any]:

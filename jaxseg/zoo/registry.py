@@ -59,6 +59,8 @@ FAMILIES = {
 UNNAMED = {
     "latent3d": Family("jaxseg.models.latent", "Latent", "LatentConfig"),
     "places3d": Family("jaxseg.models.places", "Places", "PlacesConfig"),
+    "mae_latent3d": Family("jaxseg.models.mae_latent", "MAELatent", "MAELatentConfig"),
+    "simclr3d": Family("jaxseg.models.simclr", "SimCLR", "SimCLRConfig"),
 }
 
 

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import optax
 import pytest
 
 from jaxseg.errors import CheckpointError, StorageError
+from jaxseg.manifest import write_manifest
 from jaxseg.train import Checkpoints, Layout, array_names, checkpoint, read_arrays
 
 ADAM = optax.adam(1e-2)
@@ -144,7 +146,7 @@ def test_a_full_disk_keeps_what_was_there(toy, three, monkeypatch, where):
     elif where == "orbax later":
         monkeypatch.setattr(checkpoint.ocp, "save_async", lambda *_: Later())
     else:
-        monkeypatch.setattr(checkpoint, "sha256_of", full)
+        monkeypatch.setattr(checkpoint, "write_manifest", full)
     with pytest.raises(StorageError, match="no space left"):
         three.save(40, make(toy, three.layout, 4), {})
         three.wait()
@@ -163,6 +165,33 @@ def test_the_state_may_be_donated_right_after_the_save(toy, three):
     restored = three.restore(make(toy, three.layout))
     assert restored is not None
     equal(three.layout.host(restored.state), expected)
+
+
+def test_a_checkpoint_of_an_earlier_version_restores(toy, three):
+    """Checkpoints were compressed, in one data file, before they were not; what is on disk says so itself."""
+    folder, expected = three.folder / "000000030", make(toy, three.layout, 11)
+    shutil.rmtree(folder / "state")
+    checkpoint.ocp.save(str(folder / "state"), dict(zip(array_names(expected), jax.tree.leaves(expected))))
+    arrays = json.loads((folder / "manifest.json").read_text())["arrays"]
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, 30, arrays)
+    restored = three.restore(make(toy, three.layout))
+    assert restored is not None and restored.step == 30
+    equal(three.layout.host(restored.state), three.layout.host(expected))
+
+
+def test_arrays_larger_than_a_data_file_come_back_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_FILE_BYTES", 1 << 16)
+    layout = Layout("mesh", fsdp=4, shard_min_bytes=256)
+    rng = np.random.default_rng(0)
+    state = layout.place({f"w{i}": rng.integers(0, 2**32, (64, 1024), np.uint32).view(np.float32) for i in range(4)})
+    checkpoints = Checkpoints(tmp_path, layout)
+    checkpoints.save(1, state, {})
+    restored = checkpoints.restore(state)
+    checkpoints.close()
+    assert restored is not None and len(list((tmp_path / "000000001" / "state").rglob("d/*"))) > 4
+    for name, array in state.items():
+        np.testing.assert_array_equal(np.asarray(restored.state[name]).view(np.uint32), np.asarray(array).view(np.uint32))
 
 
 def test_the_manifest_lists_every_file(three):

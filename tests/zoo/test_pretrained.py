@@ -221,7 +221,7 @@ def test_a_run_folder_is_read_when_the_model_is_named(checkpoint, tmp_path):
         load_pretrained(run, model="mae3d_tiny", settings={**settings, "in_channels": 1})
     data = next(path for path in (run / "checkpoints").rglob("d/*") if path.is_file())
     data.write_bytes(data.read_bytes()[:-1] + b"?")
-    with pytest.raises(CheckpointError, match="has changed since it was written"):
+    with pytest.raises(CheckpointError, match="changed since it was written"):
         load_pretrained(run, model="mae3d_tiny", settings=settings)
 
 
