@@ -15,8 +15,8 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from jaxseg.data.cache import IGNORE
+from jaxseg.data.catalog import Store, open_store
 from jaxseg.data.loader import choose_origin, cut
-from jaxseg.data.store import Store, open_store
 from jaxseg.errors import ConfigError
 from jaxseg.models import ViTConfig
 from jaxseg.models.vit import patchify
@@ -107,7 +107,7 @@ def read_crops(store: Store, names: Sequence[str], encoder: ViTConfig, count: in
             origin = choose_origin(arrays, encoder.crop, 1.0, np.random.default_rng(number))
             images.append(cut(arrays.image, origin, encoder.crop, np.asarray(entry.air, np.float16)))
             label, mask = cut(arrays.label, origin, encoder.crop, IGNORE), cut(arrays.mask, origin, encoder.crop, 0)
-            classes.append(token_classes(np.where(mask > 0, label, IGNORE), encoder))
+            classes.append(token_classes(np.where(mask == 1, label, IGNORE), encoder))
             spacings.append(entry.spacing)
     return Crops(np.stack(images).astype(np.float32), np.asarray(spacings, np.float32), np.stack(classes))
 
@@ -133,7 +133,8 @@ def score(known: Tokens, asked: Tokens, *, neighbours: int = 10, ridge: float = 
 
     Returns:
         "probe_linear" and "probe_knn", the mean over the foreground classes asked for of the Dice over tokens (0 where there is none), and of the
-        features asked for "feature_std", the mean deviation of a dimension, and "effective_rank"; both fall towards 0 and 1 in a collapse.
+        features asked for "feature_std", the mean deviation of a dimension, "effective_rank", and "feature_cosine", the mean cosine of two
+        tokens; in a collapse they go towards 0, 1 and 1.
     """
     mean, deviation = known[0].mean(0), known[0].std(0) + 1e-6
     train, test = ((each[0] - mean) / deviation for each in (known, asked))
@@ -144,6 +145,7 @@ def score(known: Tokens, asked: Tokens, *, neighbours: int = 10, ridge: float = 
         "probe_knn": token_dice(nearest, asked[1]),
         "feature_std": float(asked[0].std(0).mean()),
         "effective_rank": effective_rank(asked[0]),
+        "feature_cosine": mean_cosine(asked[0]),
     }
 
 
@@ -187,6 +189,14 @@ def effective_rank(features: Float[np.ndarray, "n w"]) -> float:
     share = np.maximum(spectrum, 0) / max(spectrum.sum(), 1e-30)
     share = share[share > 0]
     return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def mean_cosine(features: Float[np.ndarray, "n w"]) -> float:
+    """The mean cosine over all pairs of two different tokens: 1 where all point the same way, about 0 where they point everywhere."""
+    unit = features.astype(np.float64) / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    # The sum over all pairs is the squared length of the sum.
+    pairs = len(unit) * (len(unit) - 1)
+    return float((np.square(unit.sum(0)).sum() - np.square(unit).sum()) / max(pairs, 1))
 
 
 def evaluated(loop: Any, probe: ProbeConfig) -> Any:

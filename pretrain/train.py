@@ -1,6 +1,7 @@
 """A pretraining run from its config to a model folder. Called by `jaxseg pretrain` and by the main job."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,21 @@ import jax
 from flax import nnx
 
 from jaxseg.config import as_json
+from jaxseg.data.catalog import Store, open_store
 from jaxseg.data.loader import CropLoader
+from jaxseg.data.mixed_stores import content_drawn, names_drawn, open_others
+from jaxseg.data.mixture import Source
 from jaxseg.data.split import select_cases
-from jaxseg.data.store import Store, open_store
 from jaxseg.errors import ConfigError
 from jaxseg.models import MAEConfig
-from jaxseg.train import Layout, RunFolder, fit, learning_rate, make_optimizer
+from jaxseg.models.masked_model import MaskedModel
+from jaxseg.train import Layout, RunFolder, TrainState, fit, learning_rate, make_optimizer
 from jaxseg.train.log import TrainingProgressProtocol
 from jaxseg.zoo import save_model
 from jaxseg.zoo.registry import network_of
 from pretrain.config import PretrainConfig
 from pretrain.objectives import OBJECTIVES
+from pretrain.pictures import make_pictures
 from pretrain.probe import evaluated, make_probe
 
 
@@ -35,32 +40,56 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
         raise ConfigError("pretraining needs a store of prepared scans and a run folder: --store STORE --out OUT")
     store = open_store(config.store)
     names = select_cases(store.names, config.split)
+    others = open_others(config.also, config.also_split, labelled=False)
+    sources = (Source(store, names), *others)
     model_config, objective = adapt(config.model, store), OBJECTIVES[config.objective]
-    network = objective.network(model_config)
+    network = objective.settings(model_config, config.contrast)
     optim = dataclasses.replace(config.optim, steps=max(1, config.loop.steps))
-    with RunFolder.open(config.out, {**as_json(config), "names": list(names)}) as run:
-        graph, _ = nnx.split(nnx.eval_shape(lambda: network_of(network)))
+    drawing = ("pictures.keep", "pictures.case", "pictures.channel")
+    with RunFolder.open(config.out, {**as_json(config), "names": list(names), **names_drawn(others)}, may_change=drawing) as run:
+        abstract = nnx.eval_shape(lambda: network_of(network))
+        graph = nnx.graphdef(abstract)
         # One compiled program: layer by layer, every shape of every array would be compiled for itself.
         params = jax.jit(lambda: nnx.state(network_of(network, seed=config.seed)))()
         optimizer = make_optimizer(optim, params)
         layout = Layout(config.layout, fsdp=config.fsdp)
         state = layout.place(objective.start(params, optimizer))
-        step = objective.make_step(graph, config.augment, optimizer, momentum=config.momentum, accumulate=config.accumulate)
+        step = objective.make_step(
+            graph, config.augment, optimizer, weights=config.weights, momentum=config.momentum, accumulate=config.accumulate
+        )
         loader = CropLoader(
-            store,
-            names,
+            sources,
             crop=model_config.encoder.crop,
             batch=config.batch,
             seed=config.seed,
             process=(jax.process_index(), jax.process_count()),
         )
-        probe = make_probe(graph, config.probe, model_config.encoder, store.recipe.channels) if config.probe.store else None
+        watched = []
+        if config.probe.store:
+            watched.append(make_probe(graph, config.probe, model_config.encoder, store.recipe.channels))
+        if config.pictures.keep and isinstance(abstract, MaskedModel):
+            watched.append(make_pictures(graph, config.pictures, store, names, model_config.encoder, run.path))
         loop = evaluated(config.loop, config.probe)
-        state = fit(step, state, loader, layout, run, loop, evaluate=probe, schedule=learning_rate(optim), progress=progress)
+        state = fit(
+            step, state, loader, layout, run, loop, evaluate=together(watched, layout), schedule=learning_rate(optim), progress=progress
+        )
         final = layout.host(state.params)
         if jax.process_index() == 0:
-            save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, store, names, model_config))
+            save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, sources, model_config))
         return Path(config.out) / "model"
+
+
+def together(
+    watched: Sequence[Callable[[TrainState], dict[str, float]]], layout: Layout
+) -> Callable[[TrainState], dict[str, float]] | None:
+    """All numbers of several functions of the train state; None of none."""
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        # Whole arrays on the host: what is watched runs once on one device, not on all that hold a copy or a part.
+        state = dataclasses.replace(state, params=layout.host(state.params))
+        return {name: value for each in watched for name, value in each(state).items()}
+
+    return evaluate if watched else None
 
 
 def adapt(model: MAEConfig, store: Store) -> MAEConfig:
@@ -68,7 +97,8 @@ def adapt(model: MAEConfig, store: Store) -> MAEConfig:
     return dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, in_channels=len(store.recipe.channels)))
 
 
-def _card(config: PretrainConfig, store: Store, names: tuple[str, ...], model: MAEConfig) -> dict[str, Any]:
+def _card(config: PretrainConfig, sources: Sequence[Source], model: MAEConfig) -> dict[str, Any]:
+    store = sources[0].store
     return {
         "objective": config.objective,
         "channels": list(store.recipe.channels),
@@ -78,9 +108,8 @@ def _card(config: PretrainConfig, store: Store, names: tuple[str, ...], model: M
             "steps": config.loop.steps,
             "batch": config.batch,
             "seed": config.seed,
-            "cases": len(names),
-            "data": store.hashes(names),
-            "scans": store.contents(names),
+            "cases": sum(len(source.names) for source in sources),
+            **content_drawn(sources),
         },
         "licence": "unspecified: it follows the licence of the scans it was trained on",
     }

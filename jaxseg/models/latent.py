@@ -58,11 +58,7 @@ class Latent(nnx.Module):
         visible, hidden = draw_masks(self.config, keys, grid, body)
         hidden = hidden[:, : max(1, round(config.predict * hidden.shape[1]))]
         predicted = self.predict(x, grid, spacing, visible, hidden, keys)
-        target = gather_tokens(states(jax.lax.stop_gradient(teacher(x, spacing=spacing))), hidden)
-        weight = gather_tokens(body.astype(jnp.float32).mean(-1, keepdims=True), hidden)[..., 0]
-        error = predicted - target
-        error = (jnp.abs(error) if config.distance == "l1" else jnp.square(error)).mean(-1)
-        return jnp.sum(error * weight), jnp.sum(weight)
+        return state_error(predicted, teacher(x, spacing=spacing), body, hidden, config.distance)
 
     def predict(
         self,
@@ -84,6 +80,24 @@ class Latent(nnx.Module):
 
     def _at(self, coordinates: Any, index: Int[Array, "b k"]) -> Any:
         return None if coordinates is None else gather_tokens(coordinates, index)
+
+
+def state_error(
+    predicted: Float[Array, "b m w"],
+    taught: Float[Array, "b n w"],
+    body: Float[Array, "b n t"],
+    hidden: Int[Array, "b m"],
+    distance: str,
+) -> tuple[Array, Array]:
+    """(sum, count) of the mean distance to the teacher's normalised states of the `hidden` tokens, each weighted by its share of `body`.
+
+    No gradient goes to `taught`.
+    """
+    target = gather_tokens(states(jax.lax.stop_gradient(taught)), hidden)
+    weight = gather_tokens(body.astype(jnp.float32).mean(-1, keepdims=True), hidden)[..., 0]
+    error = predicted - target
+    error = (jnp.abs(error) if distance == "l1" else jnp.square(error)).mean(-1)
+    return jnp.sum(error * weight), jnp.sum(weight)
 
 
 def states(tokens: Float[Array, "b n w"]) -> Float[Array, "b n w"]:

@@ -112,6 +112,17 @@ class MaskedModel(nnx.Module):
         visible, hidden = self.draw_masks(keys, grid, body)
         hidden = self.scored(hidden)
         predicted = self.predict(patches, grid, spacing, visible, hidden, keys)
+        return {self.term: self.error(predicted, patches, body, present, hidden)}, {"visible": visible, "hidden": hidden}
+
+    def error(
+        self,
+        predicted: Float[Array, "b m p"],
+        patches: Float[Array, "b n p"],
+        body: Float[Array, "b n t"],
+        present: Float[Array, "b c"],
+        hidden: Int[Array, "b m"],
+    ) -> tuple[Array, Array]:
+        """(sum, count) of the distance between the `hidden` patches and their prediction, over voxels of `body` in channels `present`."""
         channels = present.shape[1]
         target = gather_tokens(patches, hidden).astype(jnp.float32).reshape(*hidden.shape, -1, channels)
         weight = gather_tokens(body, hidden).astype(jnp.float32)[..., None] * present[:, None, None, :].astype(jnp.float32)
@@ -120,7 +131,7 @@ class MaskedModel(nnx.Module):
             target = (target - mean) / deviation
         error = predicted.reshape(target.shape) - target
         error = jnp.abs(error) if self.config.distance == "l1" else jnp.square(error)
-        return {self.term: (jnp.sum(error * weight), jnp.sum(weight))}, {"visible": visible, "hidden": hidden}
+        return jnp.sum(error * weight), jnp.sum(weight)
 
     def draw_masks(self, keys: Key[Array, " b"], grid: Triple, body: Float[Array, "b n t"]) -> tuple[Int[Array, "b v"], Int[Array, "b h"]]:
         """Indices of visible and hidden tokens; `body` holds the mask of every voxel of every token."""

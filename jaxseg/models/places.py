@@ -33,7 +33,11 @@ class PlacesConfig:
 
 
 class Places(nnx.Module):
-    """Position contrast as VoCo has it (https://arxiv.org/abs/2402.17300), inside each sample: no sample is another's negative.
+    """Position contrast as VoCo has it (CVPR 2024, https://arxiv.org/abs/2402.17300), inside each sample: no sample is another's negative.
+
+    Two things differ from the paper. Its base crops are a 4 x 4 grid over the axial plane of a whole scan; here they are the eight parts of one
+    crop, cut in two along each axis. The authors' code (github.com/Luffy03/VoCo, models/voco_head.py, 2024) replaces equation 3 by two losses,
+    of parts that overlap and that do not, and takes the bases from a slow average of the network; here equation 3 stands as printed.
 
     Parameters: `encoder` (a ViT, transfers by name), `hidden` and `project` (the projector of averaged tokens).
     """
@@ -59,9 +63,10 @@ class Places(nnx.Module):
     ) -> dict[str, tuple[Array, Array]]:
         """`{"position", "apart"}`: (sum, count) over the parts of the grid that hold body, in crops whose random part holds some.
 
-        "position" is -log(1 - |overlap - cosine| / 2) of the random part with each of the grid, whose features get no gradient from it: the
-        paper's distance, halved because a cosine may be negative. "apart" is the squared cosine of each two parts of the grid, which keeps
-        features from being all one. Air has no place: parts without a voxel of `mask` do not count.
+        "position" is equation 3, -log(1 - |overlap - likeness|), of the random part with each of the grid, whose features get no gradient from it;
+        "apart" is equation 5's mean over each two parts of the grid, of the likeness squared, which keeps features from being all one. Likeness is
+        the cosine where it is positive, else 0, and squared in "apart", as in the authors' code. Their sum is the paper's loss. Air has no place:
+        parts without a voxel of `mask` do not count.
         """
         self.encoder.grid_of(x)
         side = tuple(n // 2 for n in x.shape[1:4])
@@ -70,15 +75,13 @@ class Places(nnx.Module):
         features = self.features(jnp.concatenate([cut_parts(x, place, side) for place in places]), spacing, keys)
         body = jnp.stack([(cut_parts(mask, place, side) > 0).any((1, 2, 3)) for place in places], 1).astype(jnp.float32)
         asked, known = features[:, 0], features[:, 1:]
-        cosine = jnp.einsum("bw,bgw->bg", asked, jax.lax.stop_gradient(known))
-        # A little more than 2, the largest difference, so that the logarithm stays finite.
-        away = jnp.abs(overlaps(origin, side) - cosine)
+        likeness = jax.nn.relu(jnp.einsum("bw,bgw->bg", asked, jax.lax.stop_gradient(known)))
         weight = body[:, :1] * body[:, 1:]
-        likeness = jnp.square(jnp.einsum("bgw,bhw->bgh", known, known))
+        mutual = jnp.square(jax.nn.relu(jnp.einsum("bgw,bhw->bgh", known, known)))
         pairs = jnp.triu(body[:, 1:, None] * body[:, None, 1:], 1)
         return {
-            "position": (-jnp.sum(jnp.log1p(-away / 2.001) * weight), jnp.sum(weight)),
-            "apart": (jnp.sum(likeness * pairs), jnp.sum(pairs)),
+            "position": (jnp.sum(position_loss(overlaps(origin, side), likeness) * weight), jnp.sum(weight)),
+            "apart": (jnp.sum(mutual * pairs), jnp.sum(pairs)),
         }
 
     def features(
@@ -90,8 +93,17 @@ class Places(nnx.Module):
         keys = jnp.concatenate([jax.vmap(jax.random.fold_in, (0, None))(keys, number + 1) for number in range(count)])
         pooled = self.encoder(parts, spacing=spacing, key=keys).mean(1)
         projected = self.project(jax.nn.gelu(self.hidden(pooled))).astype(jnp.float32)
-        projected = projected * jax.lax.rsqrt(jnp.sum(jnp.square(projected), -1, keepdims=True) + 1e-12)
-        return projected.reshape(count, -1, projected.shape[-1]).swapaxes(0, 1)
+        return unit_length(projected).reshape(count, -1, projected.shape[-1]).swapaxes(0, 1)
+
+
+def unit_length(features: Float[Array, "*b w"]) -> Float[Array, "*b w"]:
+    """Features divided by their length."""
+    return features * jax.lax.rsqrt(jnp.sum(jnp.square(features), -1, keepdims=True) + 1e-12)
+
+
+def position_loss(overlap: Float[Array, "b g"], likeness: Float[Array, "b g"]) -> Float[Array, "b g"]:
+    """Equation 3 of https://arxiv.org/abs/2402.17300 term by term; 1e-6, as in the authors' code, keeps it finite."""
+    return -jnp.log(1.0 - jnp.abs(overlap - likeness) + 1e-6)
 
 
 def grid_corners(side: tuple[int, ...]) -> np.ndarray:

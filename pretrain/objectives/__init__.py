@@ -1,11 +1,15 @@
 """What an encoder learns from without labels: one file an objective, each with `make_loss(graph, …)` and its `OBJECTIVE`."""
 
-from pretrain.objectives import contrastive, latent, mae, simmim
-from pretrain.objectives.objective import Objective
+from pretrain.objectives import contrastive, latent, mae, mae_latent, simclr, simmim
+from pretrain.objectives.objective import Contrast, Objective
+
+__all__ = ["OBJECTIVES", "Contrast", "Objective"]
 
 OBJECTIVES: dict[str, Objective] = {
     "mae": mae.OBJECTIVE,
     "simmim": simmim.OBJECTIVE,
     "latent": latent.OBJECTIVE,
+    "mae_latent": mae_latent.OBJECTIVE,
     "contrastive": contrastive.OBJECTIVE,
+    "simclr": simclr.OBJECTIVE,
 }

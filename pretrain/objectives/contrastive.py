@@ -1,7 +1,7 @@
 """The contrastive objective: where in a crop a random part of it lies, told from features alone. Used by `pretrain.train`.
 
-VoCo's form (Wu et al. 2024, arXiv 2402.17300). It needs no negatives from other samples, so a loss is a sum over samples, and the same numbers
-come out on one device and on many; SimCLR's would need features of the whole batch on each device.
+VoCo's form (Wu et al. 2024, arXiv 2402.17300, equations 3 and 5; see `jaxseg.models.places` for what differs). It needs no negatives from other
+samples, so a loss is a sum over samples; `simclr` is the objective that has them.
 """
 
 from typing import Any
@@ -12,12 +12,12 @@ from jaxseg.data.augment import Augment, augment
 from jaxseg.models import MAEConfig
 from jaxseg.models.places import PlacesConfig
 from jaxseg.train.step import Loss
-from pretrain.objectives.objective import Objective
+from pretrain.objectives.objective import Contrast, Objective
 
 
-def network(model: MAEConfig) -> PlacesConfig:
+def network(model: MAEConfig, contrast: Contrast) -> PlacesConfig:
     """The same encoder; there is nothing to mask or decode."""
-    return PlacesConfig(encoder=model.encoder)
+    return PlacesConfig(encoder=model.encoder, projection=contrast.projection)
 
 
 def make_loss(graph: nnx.GraphDef, augmentation: Augment) -> Loss:
@@ -30,4 +30,4 @@ def make_loss(graph: nnx.GraphDef, augmentation: Augment) -> Loss:
     return loss
 
 
-OBJECTIVE = Objective(network, make_loss)
+OBJECTIVE = Objective(network, make_loss, contrasts=True)

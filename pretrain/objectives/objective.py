@@ -1,6 +1,7 @@
 """What every objective offers to `pretrain.train`: a network, a loss, and a teacher if it has one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,20 +15,44 @@ from jaxseg.train import TrainState, make_step
 from jaxseg.train.step import Loss, Step
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """What contrastive objectives have besides an encoder.
+
+    Attributes:
+        projection: width of the features that are compared.
+        temperature: of "simclr": the lower, the more the most similar negatives count.
+        part: of "simclr": the share of the crop's tokens along each axis that a view has, rounded up.
+    """
+
+    projection: int = 128
+    temperature: float = 0.1
+    part: float = 0.75
+
+
 class Objective(NamedTuple):
     """One way to learn without labels. All of them share the encoder and the masks of one `MAEConfig`, so that they compare at equal settings.
 
     Attributes:
-        network: the run's model settings → the config of the network that is trained, of a family of `jaxseg.zoo.registry`. Its network draws
-            `encoder` first, so that every objective starts from the same one.
+        network: the run's model settings (and its `Contrast`, where `contrasts`) → the config of the network that is trained, of a family of
+            `jaxseg.zoo.registry`. Its network draws `encoder` first, so that every objective starts from the same one.
         make_loss: (graph of that network, augmentation) → a loss of (params, batch, keys, extra) for `jaxseg.train.make_step`. It is a sum over
             samples that never look at each other, or the layouts would give other numbers.
         teacher: parameters → the part of them that a teacher averages, or None without a teacher. The average is the loss's `extra`.
+        across: whether the loss compares samples all the same. It then takes the devices' `axis` too, sees everybody's features by
+            `jaxseg.train.parallel.gather`, sums over its own samples alone, and is never accumulated.
+        contrasts: whether `network` takes a `Contrast` as its second argument.
     """
 
-    network: Callable[[MAEConfig], Any]
+    network: Callable[..., Any]
     make_loss: Callable[[Any, Augment], Loss]
     teacher: Callable[[Any], Any] | None = None
+    across: bool = False
+    contrasts: bool = False
+
+    def settings(self, model: MAEConfig, contrast: Contrast = Contrast()) -> Any:
+        """The config of the network that is trained, from a run's settings."""
+        return self.network(model, contrast) if self.contrasts else self.network(model)
 
     def start(self, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
         """The state before the first step; a teacher starts as a copy of its student."""
@@ -35,11 +60,19 @@ class Objective(NamedTuple):
         return TrainState.create(params, optimizer, extra=extra)
 
     def make_step(
-        self, graph: Any, augmentation: Augment, optimizer: optax.GradientTransformation, *, momentum: float = 0.996, accumulate: int = 1
+        self,
+        graph: Any,
+        augmentation: Augment,
+        optimizer: optax.GradientTransformation,
+        *,
+        weights: Mapping[str, float] | None = None,
+        momentum: float = 0.996,
+        accumulate: int = 1,
     ) -> Step:
-        """The training step; a teacher becomes `momentum * teacher + (1 - momentum) * student` after each."""
+        """The training step; a teacher becomes `momentum * teacher + (1 - momentum) * student` after each. `weights`: factor of each term."""
         advance = None if self.teacher is None else partial(_average, self.teacher, momentum)
-        return make_step(self.make_loss(graph, augmentation), optimizer, advance=advance, accumulate=accumulate)
+        loss = self.make_loss(graph, augmentation)
+        return make_step(loss, optimizer, weights=weights, advance=advance, accumulate=accumulate, across=self.across)
 
 
 def _average(student: Callable[[Any], Any], momentum: float, teacher: Any, params: Any) -> Any:

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxseg.errors import ConfigError
 from jaxseg.models import ViTConfig
-from jaxseg.models.places import PlacesConfig, cut_parts, draw_origins, grid_corners, overlaps
+from jaxseg.models.places import Places, PlacesConfig, cut_parts, draw_origins, grid_corners, overlaps
 
 SIDE = (4, 2, 3)
 
@@ -21,6 +22,28 @@ def test_overlaps_are_counted_voxels():
     found = np.asarray(cut_parts(jnp.broadcast_to(part, (40, *part.shape)), jnp.asarray(origin), SIDE)).reshape(40, -1)
     counted = np.stack([(found == number).mean(1) for number in range(8)], 1)
     np.testing.assert_allclose(overlaps(jnp.asarray(origin), SIDE), counted, atol=1e-6)
+
+
+def test_the_losses_are_equations_3_and_5_of_the_paper(monkeypatch):
+    """Written out for every part in turn, with features that are given; the first grid part of the second sample is air."""
+    rng = np.random.default_rng(0)
+    given = rng.normal(size=(2, 9, 4))
+    given /= np.linalg.norm(given, axis=-1, keepdims=True)
+    monkeypatch.setattr(Places, "features", lambda *_: jnp.asarray(given))
+    model = Places(PlacesConfig(encoder=ViTConfig(crop=(8, 4, 6), token=(4, 2, 3), width=12, depth=1, heads=1)), rngs=nnx.Rngs(0))
+    keys, mask = jax.random.split(jax.random.key(3), 2), np.ones((2, 8, 4, 6))
+    mask[1, :4, :2, :3] = 0
+    terms = model.loss(jnp.zeros((2, 8, 4, 6, 1)), jnp.asarray(mask), None, keys)
+    shares, position, apart = np.asarray(overlaps(draw_origins(keys, SIDE), SIDE)), [], []
+    for sample in range(2):
+        parts = range(sample, 8)
+        for i in parts:
+            likeness = max(0.0, given[sample, 0] @ given[sample, 1 + i])
+            position.append(-np.log(1 - abs(shares[sample, i] - likeness)))
+            apart += [max(0.0, given[sample, 1 + i] @ given[sample, 1 + j]) ** 2 for j in parts if j > i]
+    for name, values in (("position", position), ("apart", apart)):
+        assert float(terms[name][0]) == pytest.approx(sum(values), rel=1e-4)
+        assert float(terms[name][1]) == len(values)
 
 
 def test_a_crop_that_does_not_split_in_two_is_refused():

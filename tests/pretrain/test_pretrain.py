@@ -17,6 +17,7 @@ from jaxseg.prepare import prepare_folder
 from jaxseg.train import LoopConfig, OptimConfig, QuietProgress
 from jaxseg.zoo import load_model
 from pretrain.config import PretrainConfig
+from pretrain.pictures import PictureConfig
 from pretrain.train import pretrain
 from tests.tiny_store import write_scans
 
@@ -41,6 +42,7 @@ def config(store, out, steps=6, objective: Any = "mae"):
         batch=8,
         optim=OptimConfig(warmup=1),
         loop=LoopConfig(steps=steps, save_every=2, log_every=1),
+        pictures=PictureConfig(keep=0),
     )
 
 

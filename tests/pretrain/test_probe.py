@@ -11,7 +11,7 @@ from jaxseg.train import LoopConfig, OptimConfig, QuietProgress
 from jaxseg.train.log import read_log
 from jaxseg.zoo import load_model
 from pretrain.config import PretrainConfig
-from pretrain.probe import ProbeConfig, effective_rank, read_crops, ridge_classes, score, token_classes
+from pretrain.probe import ProbeConfig, effective_rank, mean_cosine, read_crops, ridge_classes, score, token_classes
 from pretrain.train import pretrain
 from tests.tiny_store import write_scans
 
@@ -52,7 +52,10 @@ def test_collapse_is_seen():
     ball = rng.normal(size=(4000, 8))
     assert effective_rank(ball) == pytest.approx(8, abs=0.05)
     assert effective_rank(ball[:, :1] * np.ones(8)) == pytest.approx(1, abs=1e-6)
-    assert score(tokens(rng, 50, 1.0), (np.ones((50, 12), np.float32), np.zeros(50, int)))["feature_std"] == 0
+    collapsed = score(tokens(rng, 50, 1.0), (np.ones((50, 12), np.float32), np.zeros(50, int)))
+    assert collapsed["feature_std"] == 0 and collapsed["feature_cosine"] == pytest.approx(1)
+    pairs = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for i, a in enumerate(ball[:40]) for b in ball[:i]]
+    assert mean_cosine(ball[:40]) == pytest.approx(np.mean(pairs), abs=1e-9)
 
 
 def test_a_token_has_the_class_of_most_of_its_labelled_voxels():
@@ -95,5 +98,6 @@ def test_a_run_logs_its_probe_and_the_card_says_the_objective(tmp_path):
     assert model.card["objective"] == "simmim" and type(model.network).__name__ == "SimMIM"
     probes = [line["evaluation"] for line in read_log(tmp_path / "run" / "log.jsonl") if "evaluation" in line]
     assert len(probes) == 2
-    assert set(probes[0]) == {"probe_linear", "probe_knn", "feature_std", "effective_rank"}
+    assert set(probes[0]) == {"probe_linear", "probe_knn", "feature_std", "effective_rank", "feature_cosine", "picture_error"}
+    assert [path.name for path in sorted((tmp_path / "run" / "pictures").iterdir())] == ["step_000001.png", "step_000002.png"]
     assert probes[0]["effective_rank"] > 1 and probes[0] != probes[1]

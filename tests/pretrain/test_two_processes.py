@@ -18,6 +18,7 @@ CONFIG = """
 from jaxseg.models import MAEConfig, ViTConfig
 from jaxseg.train import LoopConfig, OptimConfig
 from pretrain.config import PretrainConfig
+from pretrain.pictures import PictureConfig
 
 config = PretrainConfig(
     model=MAEConfig(encoder=ViTConfig(crop=(8, 8, 8), token=(4, 4, 4), width=24, depth=2, heads=2), decoder_width=12, decoder_depth=1,
@@ -25,6 +26,7 @@ config = PretrainConfig(
     batch=4,
     optim=OptimConfig(lr=1e-3, warmup=1),
     loop=LoopConfig(steps=3, save_every=0),
+    pictures=PictureConfig(keep=1),
 )
 """
 

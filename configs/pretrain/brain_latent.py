@@ -1,0 +1,16 @@
+"""Latent prediction on T1 brains at 2 mm (IXI: 120 of 150 scans, no labels).
+
+jaxseg prepare IXI --out runs/brain/store
+jaxseg pretrain brain_latent --store runs/brain/store --out runs/brain/latent
+
+A student that sees a quarter of the tokens predicts a slow average's states of the others. Everything else is that of `brain_mae`.
+
+Not measured.
+"""
+
+import dataclasses
+
+from jaxseg.config import load_config
+from pretrain.config import PretrainConfig
+
+config = dataclasses.replace(load_config("brain_mae", "pretrain", PretrainConfig), objective="latent")
