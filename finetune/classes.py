@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxseg.data.preprocess import Recipe
+from jaxseg.data.recipe import Recipe
 from jaxseg.errors import ConfigError
 
 

@@ -1,8 +1,10 @@
 """The settings of a fine-tuning run. Built by the files in `configs/finetune`, overridden on the command line, stored as JSON in the run."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from finetune.semi.config import SemiConfig
+from jaxseg.config import as_json
 from jaxseg.data.augment import Augment
 from jaxseg.models import UNETRConfig, UNETRPlusConfig
 from jaxseg.models.unet import UNetConfig
@@ -36,6 +38,11 @@ class FinetuneConfig:
         ema: decay of the average of the weights that is kept and exported; None for the last weights.
         allow_overlap: go on where the pretraining has seen monitored cases.
         keep: "last" checkpoint (no peeking, for few labels) or the "best" one on the monitored cases.
+        label_every, label_axis: partial labels: of every training case only each so-many-th slice of the prepared grid along an axis (0, 1, 2 for
+            x, y, z) counts as contoured (`jaxseg.data.partial.Slices`); 1 for all. Monitored cases keep their whole label.
+        semi: what unlabelled crops add to the loss.
+        balanced: of the crops that hold a label (`foreground`), every label of the store as many, however few cases have it.
+        also, also_split: further stores with the same labels, as in pretraining; of each every labelled case, or those of a split.
     """
 
     store: str = ""
@@ -58,3 +65,19 @@ class FinetuneConfig:
     fsdp: int = 1
     accumulate: int = 1
     seed: int = 0
+    # Younger fields default to what a stored config without them meant.
+    label_every: int = 1
+    label_axis: int = 2
+    semi: SemiConfig = field(default_factory=SemiConfig)
+    balanced: bool = False
+    also: dict[str, float] = field(default_factory=dict)
+    also_split: dict[str, str] = field(default_factory=dict)
+
+
+_YOUNGER = ("label_every", "label_axis", "semi", "balanced", "also", "also_split")
+
+
+def stored(config: FinetuneConfig) -> dict[str, Any]:
+    """The config as a run keeps it: younger fields only where they are set, so that runs and cells of before go on."""
+    plain = as_json(FinetuneConfig())
+    return {name: value for name, value in as_json(config).items() if name not in _YOUNGER or value != plain[name]}

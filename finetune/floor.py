@@ -12,7 +12,7 @@ from jaxtyping import Float
 from scipy import ndimage
 
 from finetune.classes import Classes
-from jaxseg.data.store import Store
+from jaxseg.data.catalog import Store
 from jaxseg.metrics import dice
 
 SIDE = 48  # samples along each axis of the unit cube

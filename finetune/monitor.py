@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from finetune.classes import Classes
-from jaxseg.data.store import Store
+from finetune.objective import IGNORED
+from jaxseg.data.catalog import Store
 from jaxseg.infer import sliding_window
 from jaxseg.metrics import dice
 from jaxseg.train import TrainState
@@ -52,9 +53,10 @@ def _case_dice(apply: Any, params: Any, store: Store, name: str, classes: Classe
         outside=-20.0 if classes.regions is not None else [20.0] + [-20.0] * len(classes.names),
     )
     truth = np.asarray(arrays.label)
+    known = truth != IGNORED
     if classes.regions is not None:
-        pairs = [(logits[..., k] > 0, np.isin(truth, values)) for k, values in enumerate(classes.regions)]
+        pairs = [((logits[..., k] > 0) & known, np.isin(truth, values)) for k, values in enumerate(classes.regions)]
     else:
         best = logits.argmax(-1)
-        pairs = [(best == value, truth == value) for value in range(1, classes.outputs)]
+        pairs = [((best == value) & known, truth == value) for value in range(1, classes.outputs)]
     return float(np.mean([dice(predicted, true) for predicted, true in pairs]))

@@ -5,28 +5,40 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from finetune.classes import Classes
-from finetune.config import FinetuneConfig
+from finetune.config import FinetuneConfig, stored
 from finetune.monitor import watch
 from finetune.objective import make_loss, start_at_prior
+from finetune.semi.companion import PairedLoader, advance_with, first_extra, pool_seed, with_unlabelled
+from finetune.semi.config import SemiConfig
+from finetune.semi.mean_teacher import mean_teacher
+from finetune.semi.pseudo_labels import pseudo_labels
 from finetune.transfer import Transfer, take_encoder
 from jaxseg.audit import card_of, refuse_overlap
 from jaxseg.config import as_json
+from jaxseg.data.catalog import Store, open_store
 from jaxseg.data.duplicates import scans_of_card, scans_of_store
 from jaxseg.data.loader import CropLoader
+from jaxseg.data.mixed_stores import content_drawn, names_drawn, open_others
+from jaxseg.data.mixture import Source
+from jaxseg.data.partial import Slices
 from jaxseg.data.split import refuse_shared_patients, select_cases
-from jaxseg.data.store import Store, open_store
 from jaxseg.errors import ConfigError
 from jaxseg.models import UNETRConfig, UNETRPlusConfig
 from jaxseg.models.unet import UNetConfig
 from jaxseg.train import Layout, RunFolder, TrainState, array_names, fit, learning_rate, make_optimizer, make_step, read_arrays
 from jaxseg.train.log import TrainingProgress
+from jaxseg.train.step import Step
 from jaxseg.zoo import load_model, save_model
 from jaxseg.zoo.registry import network_of
 
 ModelConfig = UNETRConfig | UNETRPlusConfig | UNetConfig
+COMPANIONS = {"mean_teacher": mean_teacher, "pseudo_labels": pseudo_labels}
+TEACHER = "teacher"  # in a run folder: the first stage of pseudo-labels, a run of its own
 
 
 def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, progress: TrainingProgress | None = None) -> Path:
@@ -47,46 +59,91 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
         raise ConfigError("fine-tuning needs a store of prepared, labelled scans and a run folder: --store STORE --out OUT")
     store = open_store(config.store)
     names = names or select_cases(store.labelled, config.split, config.labels)
-    watched = _watched(config, store, names)
+    pool = select_cases(store.names, config.semi.pool) if config.semi.method else ()
+    others = open_others(config.also, config.also_split, labelled=True)
+    watched = _watched(config, store, names, pool, others)
     model_config, classes = adapt(config.model, store), Classes.of(store.recipe)
     optim = dataclasses.replace(config.optim, steps=max(1, config.loop.steps))
     loop = dataclasses.replace(config.loop, best="dice" if config.keep == "best" else None)
-    with RunFolder.open(config.out, {**as_json(config), "names": list(names)}) as run:
+    first_stage = _first_stage(config, names, progress) if config.semi.method == "pseudo_labels" else None
+    with RunFolder.open(
+        config.out, {**stored(config), "names": list(names), **({"pool": list(pool)} if pool else {}), **names_drawn(others)}
+    ) as run:
         graph, _ = nnx.split(nnx.eval_shape(lambda: network_of(model_config)))
         params = _initial(config, model_config, store, classes)
         optimizer = make_optimizer(optim, params)
         layout = Layout(config.layout, fsdp=config.fsdp)
-        state = layout.place(TrainState.create(params, optimizer, ema=config.ema is not None))
-        weights = {"dice": config.loss.dice, "cross_entropy": config.loss.cross_entropy}
-        step = make_step(make_loss(graph, classes, config), optimizer, weights=weights, ema_decay=config.ema, accumulate=config.accumulate)
-        loader = CropLoader(
-            store,
-            names,
-            crop=crop_of(model_config),
-            batch=config.batch,
-            seed=config.seed,
-            foreground=config.foreground,
-            labelled=True,
-            process=(jax.process_index(), jax.process_count()),
-        )
+        teacher = params if first_stage is None else nnx.state(load_model(first_stage).network)
+        extra = first_extra(teacher) if config.semi.method else None
+        state = layout.place(TrainState.create(params, optimizer, ema=config.ema is not None, extra=extra))
+        step = _step(config, graph, classes, optimizer)
+        loader = _loader(config, (Source(store, names), *others), pool, crop_of(model_config))
         evaluate = watch(graph, store, watched, classes, crop_of(model_config)) if watched else None
         state = fit(step, state, loader, layout, run, loop, evaluate=evaluate, schedule=learning_rate(optim), progress=progress)
         final = layout.host(state.params if state.ema is None else state.ema)
         if jax.process_index() == 0:
             final = _best(run.path, final, config) if config.keep == "best" else final
-            save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, store, names, model_config))
+            save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, store, names, pool, others, model_config))
         return Path(config.out) / "model"
 
 
-def _watched(config: FinetuneConfig, store: Store, names: tuple[str, ...]) -> tuple[str, ...]:
+def _first_stage(config: FinetuneConfig, names: tuple[str, ...], progress: TrainingProgress | None) -> Path:
+    """The model that makes pseudo-labels: the same run without unlabelled scans."""
+    model = finetune(dataclasses.replace(config, out=str(Path(config.out) / TEACHER), semi=SemiConfig()), names=names, progress=progress)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the first stage is saved")  # by process 0 alone, and read by all
+    return model
+
+
+def _step(config: FinetuneConfig, graph: nnx.GraphDef, classes: Classes, optimizer: optax.GradientTransformation) -> Step:
+    """The training step: the loss of labelled crops, and that of unlabelled ones where the config has them."""
+    weights = {"dice": config.loss.dice, "cross_entropy": config.loss.cross_entropy}
+    loss, advance = make_loss(graph, classes, config), None
+    if config.semi.method:
+        companion = COMPANIONS[config.semi.method](graph, classes, config)
+        loss = with_unlabelled(loss, companion, config.augment, weight=config.semi.weight, ramp=config.semi.ramp)
+        advance = advance_with(companion)
+    return make_step(loss, optimizer, weights=weights, ema_decay=config.ema, advance=advance, accumulate=config.accumulate)
+
+
+def _loader(
+    config: FinetuneConfig, sources: tuple[Source, ...], pool: tuple[str, ...], crop: tuple[int, int, int]
+) -> CropLoader | PairedLoader:
+    """Labelled crops, and with a pool as many unlabelled ones beside them."""
+    process = (jax.process_index(), jax.process_count())
+    labelled = CropLoader(
+        sources,
+        crop=crop,
+        batch=config.batch,
+        seed=config.seed,
+        foreground=config.foreground,
+        balanced=config.balanced,
+        labelled=True,
+        slices=Slices(config.label_every, config.label_axis),
+        process=process,
+    )
+    if not pool:
+        return labelled
+    return PairedLoader(
+        labelled, CropLoader(sources[0].store, pool, crop=crop, batch=config.batch, seed=pool_seed(config.seed), process=process)
+    )
+
+
+def _watched(
+    config: FinetuneConfig, store: Store, names: tuple[str, ...], pool: tuple[str, ...], others: tuple[Source, ...]
+) -> tuple[str, ...]:
     """The cases to watch while training; ConfigError if one of them is trained on, or if there are none to choose the best by."""
     watched = select_cases(store.labelled, config.monitor) if config.monitor else ()
-    if set(watched) & set(names):
-        raise ConfigError(f"--monitor {config.monitor}: these cases are trained on: {', '.join(sorted(set(watched) & set(names)))}")
+    used = tuple(dict.fromkeys((*names, *pool)))
+    if set(watched) & set(used):
+        raise ConfigError(f"--monitor {config.monitor}: these cases are trained on: {', '.join(sorted(set(watched) & set(used)))}")
     patients = {name: store.entry(name).patient for name in store.names}
-    refuse_shared_patients(patients, names, watched, "training cases and monitored cases")
+    refuse_shared_patients(patients, used, watched, "training cases and monitored cases")
     if config.init and watched and not config.allow_overlap:
         refuse_overlap(scans_of_card(card_of(config.init)), scans_of_store(store, watched), "monitored cases")
+    for other in others if watched and not config.allow_overlap else ():
+        seen = scans_of_store(other.store, other.names)
+        refuse_overlap(seen, scans_of_store(store, watched), "monitored cases", by=f"--also {other.store.path}")
     if config.keep == "best" and not watched:
         raise ConfigError("--keep best needs cases to choose by: name them with --monitor FILE.json:KEY")
     return watched
@@ -138,7 +195,10 @@ def _take(params: Any, model: ModelConfig, store: Store, init: Path) -> Transfer
     )
 
 
-def _card(config: FinetuneConfig, store: Store, names: tuple[str, ...], model: ModelConfig) -> dict[str, Any]:
+def _card(
+    config: FinetuneConfig, store: Store, names: tuple[str, ...], pool: tuple[str, ...], others: tuple[Source, ...], model: ModelConfig
+) -> dict[str, Any]:
+    seen = tuple(dict.fromkeys((*names, *pool)))
     return {
         "channels": list(store.recipe.channels),
         "recipe": as_json(store.recipe),
@@ -150,9 +210,9 @@ def _card(config: FinetuneConfig, store: Store, names: tuple[str, ...], model: M
             "steps": config.loop.steps,
             "batch": config.batch,
             "seed": config.seed,
-            "cases": len(names),
-            "data": store.hashes(names),
-            "scans": store.contents(names),
+            "cases": len(names) + sum(len(other.names) for other in others),
+            **({"unlabelled": len(pool), "semi": config.semi.method} if pool else {}),
+            **content_drawn((Source(store, seen), *others)),
         },
         "licence": "unspecified: it follows the licence of the scans it was trained on",
         "scores": [],

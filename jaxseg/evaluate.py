@@ -101,6 +101,7 @@ def evaluate_cases(
     *,
     labels: Mapping[str, int] | Sequence[int] | None = None,
     regions: Structures | None = None,
+    ignore: Sequence[int] = (),
     tolerance_mm: float = 2.0,
     without_truth: Sequence[str] = (),
     seed: int = 0,
@@ -111,6 +112,7 @@ def evaluate_cases(
     Args:
         labels: label values, or {name: value}; None scores every value that any truth holds, but 0.
         regions: {name: values}: unions of labels, scored instead of labels.
+        ignore: values in the truths of voxels that nobody contoured: what is predicted there counts neither way.
         tolerance_mm: of the surface Dice.
         without_truth: case ids to list in the summary as predictions without a truth.
         seed: of the bootstrap over cases.
@@ -121,7 +123,7 @@ def evaluate_cases(
     structures = _structures(pairs, labels, regions)
     rows: list[Row] = []
     for done, (case, (prediction, truth)) in enumerate(pairs.items(), 1):
-        rows += score_case(case, *_read_pair(case, prediction, truth), structures, tolerance_mm)
+        rows += score_case(case, *_read_pair(case, prediction, truth), structures, tolerance_mm, ignore)
         if progress is not None:
             progress(done, len(pairs))
     summary = summarise(rows, tolerance_mm=tolerance_mm, seed=seed) | {"without_truth": sorted(without_truth), "version": __version__}
@@ -130,10 +132,18 @@ def evaluate_cases(
     return summary
 
 
-def score_case(case: str, prediction: Volume | None, truth: Volume, structures: Structures, tolerance_mm: float) -> list[Row]:
-    """One row a structure, for two label maps on one grid; without a prediction all scores are 0 and distances the image's diagonal."""
+def score_case(
+    case: str, prediction: Volume | None, truth: Volume, structures: Structures, tolerance_mm: float, ignore: Sequence[int] = ()
+) -> list[Row]:
+    """One row a structure, for two label maps on one grid; without a prediction all scores are 0 and distances the image's diagonal.
+
+    Where the truth is one of `ignore` both maps count as background.
+    """
     reference = truth.array[..., 0]
     guess = np.zeros_like(reference) if prediction is None else prediction.array[..., 0]
+    if ignore:
+        known = ~np.isin(reference, list(ignore))
+        guess, reference = guess * known, reference * known
     return [
         _row(case, name, np.isin(guess, list(values)), np.isin(reference, list(values)), truth, tolerance_mm, prediction is None)
         for name, values in structures.items()
@@ -236,9 +246,11 @@ def _read_pair(case: str, prediction: Path | None, truth: Path) -> tuple[Volume 
 def structures_of(recipe: Recipe) -> dict[str, Any]:
     """What `evaluate_cases` is to score for a recipe, as its keyword arguments: the labels, or the regions, by the values in the label files."""
     named = {name: value for name, value in recipe.labels.items() if name != "ignore"}
+    ignored = recipe.labels.get("ignore", [])
+    left_out = {"ignore": [ignored] if isinstance(ignored, int) else ignored} if ignored else {}
     if recipe.regions:
-        return {"regions": {name: [value] if isinstance(value, int) else value for name, value in named.items()}}
-    return {"labels": named}
+        return {"regions": {name: [value] if isinstance(value, int) else value for name, value in named.items()}, **left_out}
+    return {"labels": named, **left_out}
 
 
 def _structures(pairs: Pairs, labels: Mapping[str, int] | Sequence[int] | None, regions: Structures | None) -> Structures:

@@ -7,8 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from jaxseg.data.recipe import Recipe
 from jaxseg.errors import GeometryError, InputError
-from jaxseg.evaluate import Row, evaluate_cases, evaluate_folders, summarise
+from jaxseg.evaluate import Row, evaluate_cases, evaluate_folders, structures_of, summarise
 from jaxseg.pairing import label_files
 
 SPACING = (1.0, 1.5, 2.0)
@@ -173,3 +174,16 @@ def test_the_summary_is_the_mean_over_cases_of_the_mean_over_labels():
     assert summary["per_label"]["1"]["hd95_mm"] is None
     assert summary["distances_left_out"] == 3
     json.dumps(summary, allow_nan=False)
+
+
+def test_what_is_predicted_where_nobody_contoured_counts_neither_way(tmp_path):
+    """The truth's lower half is the label, its upper half was not looked at; a prediction of both is perfect, and half of it is not."""
+    truth = block(1)
+    truth[4:6, 3:7, 3:7] = 9
+    pairs = {
+        case: (write(tmp_path / f"{case}_pred.nii", guess), write(tmp_path / f"{case}_truth.nii", truth))
+        for case, guess in (("all", block(1)), ("upper", np.where(truth == 9, 1, 0).astype(np.uint8)))
+    }
+    recipe = Recipe(channels=("T1",), spacing=(1, 1, 1), intensity=("zscore",), labels={"ball": 1, "ignore": 9})
+    assert evaluate_cases(pairs, tmp_path / "out", **structures_of(recipe))["per_case"] == {"all": 1.0, "upper": 0.0}
+    assert evaluate_cases(pairs, tmp_path / "naive", labels={"ball": 1})["per_case"]["all"] == pytest.approx(2 / 3)

@@ -7,6 +7,7 @@ from finetune.few_label.study import run_study
 from jaxseg.compilation import use_cache
 from jaxseg.config import load_config
 from jaxseg.errors import JaxsegError
+from jaxseg.freed_memory import keep_freed_memory
 
 
 def main(arguments: list[str]) -> int:
@@ -15,6 +16,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m finetune.few_label CONFIG [--field value …]", file=sys.stderr)
         return 0 if arguments else 2
     try:
+        keep_freed_memory()
         use_cache()
         config = load_config(arguments[0], "few_label", FewLabelConfig, arguments[1:])
         results = run_study(config)

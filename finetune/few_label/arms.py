@@ -7,77 +7,153 @@ from dataclasses import dataclass
 from typing import get_args
 
 from finetune.config import FinetuneConfig
-from finetune.few_label.config import ArmKind, Labels
+from finetune.few_label.config import ArmKind, FewLabelConfig, Labels
 from finetune.few_label.resenc import plan_resenc
 from finetune.train import crop_of
 from jaxseg.errors import ConfigError
+from jaxseg.models.unet import UNetConfig
 
-ABOUT = {
+ABOUT: dict[str, str] = {
     "scratch": "the network from scratch",
     "pretrained": "the same network, its encoder from the pretraining",
+    "untrained": "the pretrained arm's recipe (its layer decay) on untouched first weights: what a pretraining of no steps gives, to the bit",
     "frozen": "the pretrained encoder held still, the rest trained",
     "scratch_x4": "from scratch, with four times the steps",
+    "equal_time": "from scratch, with as many steps as fit the pretrained arm's wall time, pretraining's share included",
+    "no_transformer": "the same network without its transformer, from scratch: patch embedding, stem and decoder, no hidden states",
     "resenc": "a residual-encoder U-Net from scratch, as nnU-Net would plan it for these crops",
+    "resenc_time": "that U-Net, with as many steps as fit the pretrained arm's wall time, pretraining's share included",
+    "partial": "the pretrained arm with only every n-th slice of a labelled case contoured",
+    "mean_teacher": "the pretrained arm with a mean teacher on the unlabelled pool",
+    "pseudo_labels": "the pretrained arm, twice: the second time with the first's confident predictions on the unlabelled pool",
+    "anchor": "that U-Net in PyTorch (dynamic-network-architectures), same crops, loss and steps; filled in by `python -m bench.anchor`",
 }
+INITIALISED = ("pretrained", "frozen", "partial", "mean_teacher", "pseudo_labels")  # by a pretraining
+PACED = {"equal_time": "scratch", "resenc_time": "resenc"}  # by the wall time of a pretrained arm, at the pace of this kind
+SEMI = ("mean_teacher", "pseudo_labels")
+RIVALS = ("equal_time", "no_transformer", "resenc", "resenc_time", "anchor")  # of a pretrained arm
 FEW = 5  # labelled cases up to which no checkpoint is chosen by its score
 _NAMED = re.compile(r"(\w+)=(.+)")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm: its name in results and folders, what it is (a key of `ABOUT`), and the pretraining that it starts from, if any."""
+    """One arm.
+
+    Attributes:
+        name: in results and folders.
+        kind: a key of `ABOUT`.
+        init: the pretraining that it starts from, if any.
+        given: the arm whose wall time it is given, if its steps follow from that; `pretraining` is then the one that this arm starts from.
+    """
 
     name: str
     kind: str
     init: str = ""
+    given: str = ""
+    pretraining: str = ""
 
 
 def arms_of(kinds: Sequence[ArmKind], pretrained: Sequence[str]) -> tuple[Arm, ...]:
     """The arms of a study, in the order asked for: one for each pretraining where a kind takes one.
 
-    Raises ConfigError for an unknown kind, two arms of one name, or a kind that needs a pretraining where there is none.
+    Raises ConfigError for an unknown kind, two arms of one name, a kind that needs a pretraining where there is none, or one whose steps
+    follow from arms that are not asked for.
     """
     unknown = sorted(set(kinds) - set(get_args(ArmKind)))
     if unknown:
         raise ConfigError(f"unknown arm {', '.join(unknown)}; there are {', '.join(ABOUT)}")
     arms = []
     for kind in kinds:
-        if kind not in ("pretrained", "frozen"):
+        if kind not in INITIALISED and kind not in PACED:
             arms.append(Arm(kind, kind))
             continue
         if not pretrained:
             raise ConfigError(f"the arm {kind} needs --pretrained FOLDER (or NAME=FOLDER …)")
+        if kind in PACED and not {"pretrained", PACED[kind]} <= set(kinds):
+            raise ConfigError(f"the steps of {kind} follow from the seconds of the arms pretrained and {PACED[kind]}: ask for those, too")
         for given in pretrained:
             named = _NAMED.fullmatch(given)
-            arms.append(Arm(f"{kind}_{named[1]}", kind, named[2]) if named else Arm(kind, kind, given))
+            end, folder = (f"_{named[1]}", named[2]) if named else ("", given)
+            arms.append(
+                Arm(kind + end, kind, given=f"pretrained{end}", pretraining=folder) if kind in PACED else Arm(kind + end, kind, folder)
+            )
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise ConfigError(f"two arms have one name ({', '.join(names)}): name the pretrainings, --pretrained NAME=FOLDER NAME=FOLDER")
     return tuple(arms)
 
 
-def settings_of(arm: Arm, base: FinetuneConfig, *, labels: Labels, seed: int, spacing: Sequence[float]) -> FinetuneConfig:
-    """The fine-tuning of one cell: crops, augmentation, learning rate and, but for scratch_x4, steps are those of `base`.
+def describe(arm: Arm, study: FewLabelConfig) -> str:
+    """What the arm is, in words."""
+    nth = {1: "", 2: "2nd", 3: "3rd"}.get(study.partial_every, f"{study.partial_every}th")
+    return ABOUT[arm.kind].replace("n-th", nth) if arm.kind == "partial" else ABOUT[arm.kind]
 
-    Up to `FEW` labels the last checkpoint counts, whatever `base.keep` says: there is nothing to choose a better one by without peeking.
-    `spacing` (mm, of the store) is what the U-Net is planned for; it has no layer decay, which is for pretrained encoders.
+
+def pairs_of(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    """Which arms are compared, (arm, against): all with scratch; the pretrained ones with every other network or budget that they must hold
+    against; what is done on top of a pretrained arm with that one."""
+    pairs = [(arm.name, "scratch") for arm in arms if arm.kind != "scratch"]
+    for arm in (arm for arm in arms if arm.kind == "pretrained"):
+        pairs += [(arm.name, other.name) for other in arms if other.kind in RIVALS and other.given in ("", arm.name)]
+        pairs += [(other.name, arm.name) for other in arms if other.kind in INITIALISED and other.init == arm.init and other != arm]
+    return pairs
+
+
+def settings_of(
+    arm: Arm, study: FewLabelConfig, *, labels: Labels, seed: int, spacing: Sequence[float], pool: str = "", steps: int | None = None
+) -> FinetuneConfig:
+    """The fine-tuning of one cell: what the arm does not say is that of `study.finetune`, crops, augmentation and peak learning rate always.
+
+    Up to `FEW` labels the last checkpoint counts, whatever `keep` says: there is nothing to choose a better one by without peeking.
+    A network from scratch learns alike everywhere (`study.scratch_layer_decay`, 1): learning more slowly towards the input is for encoders that
+    know something already. `spacing` (mm, of the store) is what the U-Net is planned for; `pool` ("FILE.json:KEY") are the unlabelled scans of
+    the semi-supervised arms; `steps` are those of an arm whose steps follow from a wall time. Warm-up keeps its part of the steps.
     """
-    times = 4 if arm.kind == "scratch_x4" else 1
-    if arm.kind == "resenc":
-        optim = dataclasses.replace(base.optim, layer_decay=1.0, freeze=())
-        base = dataclasses.replace(base, model=plan_resenc(crop_of(base.model), spacing), optim=optim)
+    base = study.finetune
+    steps = base.loop.steps * (4 if arm.kind == "scratch_x4" else 1) if steps is None else steps
     few = labels != "all" and labels <= FEW
-    return dataclasses.replace(
+    base = dataclasses.replace(
         base,
+        model=_model(arm, base, spacing),
         init=arm.init,
         split="",
         labels=None,
-        loop=dataclasses.replace(base.loop, steps=times * base.loop.steps, seed=base.seed + seed),
+        loop=dataclasses.replace(base.loop, steps=steps, seed=base.seed + seed),
         optim=dataclasses.replace(
             base.optim,
-            warmup=times * base.optim.warmup,
-            freeze=(*base.optim.freeze, "encoder") if arm.kind == "frozen" else base.optim.freeze,
+            warmup=min(steps, round(base.optim.warmup * steps / max(1, base.loop.steps))),
+            layer_decay=_layer_decay(arm, study),
+            freeze=_freeze(arm, base),
         ),
         keep="last" if few else base.keep,
         seed=base.seed + seed,
     )
+    if arm.kind == "partial":
+        base = dataclasses.replace(base, label_every=study.partial_every, label_axis=study.partial_axis)
+    if arm.kind in SEMI:
+        base = dataclasses.replace(base, semi=dataclasses.replace(base.semi, method=arm.kind, pool=pool))
+    return base
+
+
+def _model(arm: Arm, base: FinetuneConfig, spacing: Sequence[float]):
+    if arm.kind in ("resenc", "resenc_time", "anchor"):
+        return plan_resenc(crop_of(base.model), spacing)
+    if arm.kind != "no_transformer":
+        return base.model
+    if isinstance(base.model, UNetConfig):
+        raise ConfigError("the arm no_transformer needs a network with a transformer; finetune.model is a U-Net")
+    return dataclasses.replace(base.model, encoder=dataclasses.replace(base.model.encoder, depth=0, drop_path=0.0))
+
+
+def _layer_decay(arm: Arm, study: FewLabelConfig) -> float:
+    if arm.kind in (*INITIALISED, "untrained"):
+        return study.finetune.optim.layer_decay
+    # Neither of these has layers that could be told apart.
+    return 1.0 if arm.kind in ("no_transformer", "resenc", "resenc_time", "anchor") else study.scratch_layer_decay
+
+
+def _freeze(arm: Arm, base: FinetuneConfig) -> tuple[str, ...]:
+    if arm.kind in ("resenc", "resenc_time", "anchor"):
+        return ()
+    return (*base.optim.freeze, "encoder") if arm.kind == "frozen" else base.optim.freeze

@@ -6,7 +6,21 @@ from typing import Literal
 from finetune.config import FinetuneConfig
 
 Labels = int | Literal["all"]
-ArmKind = Literal["scratch", "pretrained", "frozen", "scratch_x4", "resenc"]
+ArmKind = Literal[
+    "scratch",
+    "pretrained",
+    "untrained",
+    "frozen",
+    "scratch_x4",
+    "equal_time",
+    "no_transformer",
+    "resenc",
+    "resenc_time",
+    "partial",
+    "mean_teacher",
+    "pseudo_labels",
+    "anchor",
+]
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,13 @@ class FewLabelConfig:
         label_name: which file of a case is its label, where names do not say.
         labels: N of the grid; "all" is the whole pool.
         draws, seeds: numbers of the draws and of the training seeds, apart from each other: seed s trains with `finetune.seed + s`.
-        arms: what is compared, see `arms.settings_of`.
+        arms: what is compared, see `arms.ABOUT` and `arms.settings_of`.
+        scratch_layer_decay: of the arms from scratch; that of `finetune.optim` is for the pretrained ones.
+        partial_every, partial_axis: the slices that are contoured in the arm `partial`.
+        pretraining_share: the part of the pretraining's wall time that an arm of equal time is given beside that of fine-tuning: 1 for all of it, as
+            if it served one cell, less where it serves many.
+        pretraining_seconds: wall time of each pretraining, in the order of `pretrained`; () takes it from its run folder's log.
+        spacings: mm, of `python -m finetune.few_label.spacing`: the same scans resampled.
         test_cases, split_seed: of a split that is made: how many cases (or more, to keep patients whole) are held out, and its seed.
         allow_overlap: go on where test cases were seen in pretraining, or look like labelled ones.
         overlap: of the windows when the test cases are segmented.
@@ -42,6 +62,12 @@ class FewLabelConfig:
     draws: tuple[int, ...] = (0, 1, 2, 3, 4)
     seeds: tuple[int, ...] = (0,)
     arms: tuple[ArmKind, ...] = ("pretrained", "scratch", "scratch_x4")
+    scratch_layer_decay: float = 1.0
+    partial_every: int = 5
+    partial_axis: int = 2
+    pretraining_share: float = 1.0
+    pretraining_seconds: tuple[float, ...] = ()
+    spacings: tuple[float, ...] = (1.0, 4.0)
     test_cases: int = 0
     split_seed: int = 2026
     allow_overlap: bool = False

@@ -9,14 +9,15 @@ import jax
 from flax import nnx
 
 from finetune.config import FinetuneConfig
-from finetune.train import finetune
+from finetune.few_label.equal_time import seconds_in, seconds_per_step
+from finetune.train import TEACHER, finetune
 from jaxseg.data.cases import Case
 from jaxseg.data.recipe import Recipe
 from jaxseg.evaluate import evaluate_cases, structures_of
 from jaxseg.infer.folder import segment_cases
 from jaxseg.train.groups import frozen
 from jaxseg.train.log import read_log
-from jaxseg.zoo import load_model
+from jaxseg.zoo import Model, load_model
 from jaxseg.zoo.cost import count_flops, count_params
 
 PASSES = 3  # a step costs about three forward passes: one forward, two back
@@ -38,38 +39,48 @@ def measure(settings: FinetuneConfig, names: tuple[str, ...], tests: Sequence[Ca
     """
     out = Path(settings.out)
     model = load_model(finetune(settings, names=names))
-    left_out = segment_cases(model, tests, out / "predictions", overlap=overlap, allow_missing=True)
-    pairs = {case.id: (_made(out, case), case.label) for case in tests if case.label is not None}
-    summary = evaluate_cases(pairs, out / "evaluation", **structures_of(recipe))
-    log = read_log(out / "log.jsonl")
-    return {
-        **{key: summary[key] for key in ("dice", "low", "high", "per_case")},
-        "left_out": [{"case": case, "reason": reason} for case, reason in left_out],
-        "budget": budget_of(
-            settings, model.network, model.card["crop"], seconds=max((line.get("seconds", 0.0) for line in log), default=0.0)
-        ),
-        "curve": [[line["step"], line["loss"]] for line in log if "loss" in line],
-        "monitored": [[line["step"], line["evaluation"]["dice"]] for line in log if "evaluation" in line],
+    return score(model, tests, recipe, out, overlap=overlap) | {
+        "budget": budget_of(settings, model.network, model.card["crop"], out),
+        "curve": [[line["step"], line["loss"]] for line in read_log(out / "log.jsonl") if "loss" in line],
+        "monitored": [[line["step"], line["evaluation"]["dice"]] for line in read_log(out / "log.jsonl") if "evaluation" in line],
     }
 
 
-def budget_of(settings: FinetuneConfig, network: nnx.Module, crop: Sequence[int], *, seconds: float) -> dict[str, Any]:
+def score(model: Model, tests: Sequence[Case], recipe: Recipe, out: Path, *, overlap: float) -> dict[str, Any]:
+    """Segment the test cases into `OUT/predictions` and score them on their own grids: the part of `measure` that training has no hand in."""
+    left_out = segment_cases(model, tests, out / "predictions", overlap=overlap, allow_missing=True)
+    pairs = {case.id: (_made(out, case), case.label) for case in tests if case.label is not None}
+    summary = evaluate_cases(pairs, out / "evaluation", **structures_of(recipe))
+    return {
+        **{key: summary[key] for key in ("dice", "low", "high", "per_case")},
+        "left_out": [{"case": case, "reason": reason} for case, reason in left_out],
+    }
+
+
+def budget_of(settings: FinetuneConfig, network: nnx.Module, crop: Sequence[int], out: Path) -> dict[str, Any]:
     """What a run was given: steps, crops, seconds of training, parameters (and those that were trained), floating-point operations in all.
 
-    A frozen encoder's parameters are not trained, but its backward pass is computed all the same, so its operations count.
+    A frozen encoder's parameters are not trained, but its backward pass is computed all the same, so its operations count. Of a
+    semi-supervised run the teacher counts, too: its passes over the unlabelled crops, and its own training where that is a stage of its own
+    (`seconds`, `crops` and `flops` hold both stages, `steps` the second).
     """
     params = nnx.state(network, nnx.Param)
     still = jax.tree.leaves(frozen(params, settings.optim.freeze))
     trained = sum(math.prod(leaf.shape) for leaf, stays in zip(jax.tree.leaves(params), still) if not stays)
     crops = settings.loop.steps * settings.batch
+    stages = 2 if settings.semi.method == "pseudo_labels" else 1
+    unlabelled = crops if settings.semi.method else 0
     x, y, z = crop
+    log = read_log(out / "log.jsonl")
     return {
         "steps": settings.loop.steps,
-        "crops": crops,
-        "seconds": round(seconds, 1),
+        "crops": stages * crops,
+        "unlabelled_crops": unlabelled,
+        "seconds": round(seconds_in(log) + seconds_in(read_log(out / TEACHER / "log.jsonl")), 1),
+        "seconds_per_step": seconds_per_step(log),
         "parameters": count_params(network),
         "trained_parameters": trained,
-        "flops": PASSES * crops * count_flops(network, (x, y, z)),
+        "flops": (PASSES * stages * crops + (PASSES + 1) * unlabelled) * count_flops(network, (x, y, z)),
     }
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.few_label.arms import ABOUT
 from finetune.few_label.cells import DONE, FAILED, NOT_MEASURED
+from finetune.few_label.results import BASELINE
 from jaxseg.files import write_bytes, write_text
 from jaxseg.report.figures import learning_curve_figure
 from jaxseg.report.page import Figure, Section, Table, Text, write_page
@@ -16,20 +16,32 @@ LEAD = (
     "the subsets, the crops a step and the augmentation; where steps, parameters or compute differ, the budget table says so."
 )
 
+BUDGETS = (
+    "Budgets are not equal, and nothing here is corrected for that. Seconds are the mean over cells of training on the machines that ran them; the "
+    "pretraining is done once and comes on top of each arm that starts from it (its compute is not counted here). Of semi-supervised arms the "
+    "teacher's training and passes count. Arms of equal time: the steps follow from seconds measured in this study, and cell.json says how."
+)
+
+GROUPS = {
+    "Pretraining": ("untrained", "frozen", "scratch_x4", "equal_time"),
+    "Networks": ("no_transformer", "resenc", "resenc_time", "anchor"),
+    "Fewer slices, and unlabelled scans": ("partial", "mean_teacher", "pseudo_labels"),
+}
+"""Arms (kinds) whose curves are drawn together, each time beside scratch and the pretrained ones"""
+MANY = 6  # lines that one figure holds
+
 
 def write_report(out: Path, results: dict[str, Any]) -> None:
     """Write `learning_curve.png`, `table.md` and `index.html` from what `results.json` holds."""
-    figure = learning_curve_figure(_lines(results), floor=_floor_line(results))
-    write_bytes(out / "learning_curve.png", figure)
-    tables = [_scores(results), _comparisons(results), _equivalence(results), _budgets(results)]
+    write_bytes(out / "learning_curve.png", learning_curve_figure(_lines(results), floor=_floor_line(results)))
+    scratch, others = _comparisons(results)
+    tables = [_scores(results), scratch, _equivalence(results), others, _budgets(results)]
     write_text(out / "table.md", "\n".join(_markdown(table) for table in tables if table.rows))
-    alt = "Dice against the number of labelled cases, one line an arm"
     sections = [
-        Section(
-            "Learning curves", [Figure(figure, alt, "Bars: 95 % intervals. Dashed: a predictor that never looks at the image."), tables[0]]
-        ),
+        Section("Learning curves", [*_figures(results), tables[0]]),
         Section("Against scratch", [*tables[1:3]] if tables[1].rows else [Text("No arm has been measured beside scratch yet.")]),
-        Section("Budgets", [tables[3]]),
+        Section("Against each other", [others] if others.rows else [Text("No such pair of arms has been measured yet.")]),
+        Section("Budgets", [tables[4], Text(BUDGETS)]),
         Section("Failures", [_failures(results)] if results["failures"] else [Text("No cell failed.")]),
         Section("Test set", [Text(_audit(results))]),
     ]
@@ -44,6 +56,26 @@ def _lines(results: dict[str, Any]) -> dict[str, list[tuple[float, float, float,
     }
 
 
+def _figures(results: dict[str, Any]) -> list[Figure]:
+    """The learning curves, in groups where there are too many for one figure."""
+    lines = {arm: points for arm, points in _lines(results).items() if points}
+    kinds = {arm["name"]: arm["kind"] for arm in results["arms"]}
+    groups = {
+        f"{title}. ": {arm: points for arm, points in lines.items() if kinds[arm] in (*group, BASELINE, "pretrained")}
+        for title, group in GROUPS.items()
+        if len(lines) > MANY and any(kinds[arm] in group for arm in lines)
+    }
+    said = "Bars: 95 % intervals. Dashed: a predictor that never looks at the image."
+    return [
+        Figure(
+            learning_curve_figure(shown, floor=_floor_line(results)),
+            f"Dice against the number of labelled cases, one line an arm: {', '.join(shown)}",
+            title + said,
+        )
+        for title, shown in (groups or {"": lines}).items()
+    ]
+
+
 def _floor_line(results: dict[str, Any]) -> list[tuple[float, float]]:
     numbers = {point["labels"]: point["number"] for points in results["curves"].values() for point in points}
     return sorted((number, dice) for count, number in numbers.items() if (dice := _floor(results, count)) is not None)
@@ -56,7 +88,7 @@ def _floor(results: dict[str, Any], count: Any) -> float | None:
 
 def _scores(results: dict[str, Any]) -> Table:
     counts = results["config"]["labels"]
-    rows = [[f"{arm['name']}: {ABOUT[arm['kind']]}", *[_score(results, arm["name"], count) for count in counts]] for arm in results["arms"]]
+    rows = [[f"{arm['name']}: {arm['about']}", *[_score(results, arm["name"], count) for count in counts]] for arm in results["arms"]]
     floors = [_floor(results, count) for count in counts]
     rows.append(["position-only floor", *["" if floor is None else f"{floor:.3f}" for floor in floors]])
     return Table(["arm", *[f"N = {count}" for count in counts]], rows, "Dice [95 % interval], number of draws × seeds")
@@ -78,13 +110,23 @@ def _interval(values: dict[str, Any], sign: str = "") -> str:
     return f"{values['mean']:{sign}.3f} [{values['low']:{sign}.3f}, {values['high']:{sign}.3f}]"
 
 
-def _comparisons(results: dict[str, Any]) -> Table:
-    rows = [
-        [row["arm"], str(row["labels"]), _interval(row, "+"), f"{row['p']:.2g}", f"{row['p_holm']:.2g}", str(row["runs"])]
-        for row in results["comparisons"]
-    ]
-    caption = "Arm minus scratch on the same cases, draws and seeds. p: Wilcoxon's signed-rank test over cases; Holm's correction over this table."
-    return Table(["arm", "N", "difference [95 % interval]", "p", "p (Holm)", "pairs of runs"], rows, caption)
+def _comparisons(results: dict[str, Any]) -> tuple[Table, Table]:
+    """Against scratch, and the other pairs of arms."""
+    head = ["arm", "against", "N", "difference [95 % interval]", "p", "p (Holm)", "pairs of runs"]
+    said = "on the same cases, draws and seeds. p: Wilcoxon's signed-rank test over cases; Holm's correction over this table."
+    rows = {True: [], False: []}
+    for row in results["comparisons"]:
+        cells = [
+            row["arm"],
+            row["against"],
+            str(row["labels"]),
+            _interval(row, "+"),
+            f"{row['p']:.2g}",
+            f"{row['p_holm']:.2g}",
+            str(row["runs"]),
+        ]
+        rows[row["against"] == BASELINE].append(cells)
+    return Table(head, rows[True], f"Arm minus scratch {said}"), Table(head, rows[False], f"Arm minus the one it is set against {said}")
 
 
 def _equivalence(results: dict[str, Any]) -> Table:
@@ -110,14 +152,36 @@ def _budgets(results: dict[str, Any]) -> Table:
     for arm in results["arms"]:
         budgets = [cell["budget"] for cell in results["cells"] if cell["arm"] == arm["name"] and cell["status"] == DONE]
         if budgets:
-            seconds = statistics.mean(budget["seconds"] for budget in budgets)
-            first = budgets[0]
-            millions = f"{first['parameters'] / 1e6:.2f} ({first['trained_parameters'] / 1e6:.2f})"
-            rows.append([arm["name"], str(first["steps"]), str(first["crops"]), f"{seconds:.0f}", millions, f"{first['flops'] / 1e12:.3g}"])
-    head = ["arm", "steps", "crops", "seconds", "million parameters (trained)", "TFLOP"]
-    return Table(
-        head, rows, "Fine-tuning of one cell; the pretraining comes on top. Seconds: the mean, on the machines that ran the cells."
-    )
+            before = arm["pretraining_seconds"]
+            rows.append(
+                [
+                    arm["name"],
+                    *[_span(budgets, name) for name in ("steps", "crops", "unlabelled_crops")],
+                    _span(budgets, "seconds", mean=True),
+                    "" if before is None else f"{before:.0f}",
+                    f"{budgets[0]['parameters'] / 1e6:.3g} ({budgets[0]['trained_parameters'] / 1e6:.3g})",
+                    _span(budgets, "flops", scale=1e-12),
+                ]
+            )
+    head = [
+        "arm",
+        "steps",
+        "labelled crops",
+        "unlabelled crops",
+        "seconds",
+        "pretraining, seconds",
+        "million parameters (trained)",
+        "TFLOP",
+    ]
+    return Table(head, rows, "Fine-tuning of one cell; from least to most where cells differ.")
+
+
+def _span(budgets: Sequence[dict[str, Any]], name: str, *, scale: float = 1.0, mean: bool = False) -> str:
+    """One number for all cells where they agree (or of their mean), and the least and the most where they do not."""
+    values = [scale * budget.get(name, 0) for budget in budgets]
+    values = [statistics.mean(values)] if mean else sorted(values)
+    low, high = (f"{value:.0f}" if value >= 1000 or value == round(value) else f"{value:.3g}" for value in (values[0], values[-1]))
+    return low if low == high else f"{low} to {high}"
 
 
 def _failures(results: dict[str, Any]) -> Table:

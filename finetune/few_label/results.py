@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from finetune.few_label.arms import Arm
+from finetune.few_label.arms import Arm, describe, pairs_of
 from finetune.few_label.cells import DONE, FAILED
 from finetune.few_label.config import FewLabelConfig, Labels
+from finetune.few_label.equal_time import logged_seconds, stated_seconds
 from jaxseg import __version__
 from jaxseg.config import as_json
 from jaxseg.files import sha256_of
@@ -37,8 +38,9 @@ def summarise(plan: Plan, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What `results.json` holds.
 
     `cells`: each with arm, labels, draw, seed, status and, if done, its scores and budget. `curves`: arm → a point for each N with a cell
-    that is done: mean over cases, then draws, and its 95 % interval over (draw, case). `comparisons`: every arm minus scratch at each N, over the
-    (draw, seed) that both have: mean and interval, p of Wilcoxon's test over cases (of their means over draws), `p_holm` over all comparisons.
+    that is done: mean over cases, then draws, and its 95 % interval over (draw, case). `comparisons`: arm minus another (`arms.pairs_of`) at each
+    N, over the (draw, seed) that both have: mean and interval, p of Wilcoxon's test over cases (of their means over draws), `p_holm` over all
+    comparisons with scratch, and over all others.
     `equivalence`: labels that scratch would need for the arm's Dice. `failures`: cells that failed. `floors`: Dice without looking at the image.
     """
     runs: dict[tuple[str, Labels], Runs] = {
@@ -49,23 +51,30 @@ def summarise(plan: Plan, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         arm.name: [_point(runs[arm.name, count], count, counts[count]) for count in plan.config.labels if runs[arm.name, count]]
         for arm in plan.arms
     }
-    others = [arm.name for arm in plan.arms if arm.name != BASELINE]
-    pairs: list[tuple[str, Labels]] = [(name, count) for name in others for count in plan.config.labels]
     comparisons = [
-        _comparison(name, count, runs[name, count], runs[BASELINE, count]) for name, count in pairs if _common(runs, name, count)
+        _comparison(name, against, count, runs[name, count], runs[against, count])
+        for name, against in pairs_of(plan.arms)
+        for count in plan.config.labels
+        if _common(runs, name, against, count)
     ]
-    for comparison, adjusted in zip(comparisons, holm([comparison["p"] for comparison in comparisons])):
-        comparison["p_holm"] = adjusted
+    for family in (True, False):
+        rows = [comparison for comparison in comparisons if (comparison["against"] == BASELINE) == family]
+        for comparison, adjusted in zip(rows, holm([comparison["p"] for comparison in rows])):
+            comparison["p_holm"] = adjusted
+    points: list[tuple[str, Labels]] = [(arm.name, count) for arm in plan.arms if arm.name != BASELINE for count in plan.config.labels]
     return {
         "version": VERSION,
         "jaxseg": __version__,
         "config": as_json(plan.config),
         "split": {"file": plan.split, "sha256": sha256_of(plan.split)},
         "audit": {"allow_overlap": plan.config.allow_overlap, **plan.audits},
-        "arms": [{"name": arm.name, "kind": arm.kind} for arm in plan.arms],
+        "arms": [
+            {"name": arm.name, "kind": arm.kind, "about": describe(arm, plan.config), "pretraining_seconds": _pretraining(arm, plan.config)}
+            for arm in plan.arms
+        ],
         "curves": curves,
         "comparisons": comparisons,
-        "equivalence": [found for name, count in pairs if (found := _equivalence(runs, counts, name, count))],
+        "equivalence": [found for name, count in points if (found := _equivalence(runs, counts, name, count))],
         "floors": plan.floors,
         "failures": [cell for cell in map(_brief, cells) if cell["status"] == FAILED],
         "cells": [_brief(cell) for cell in cells],
@@ -96,16 +105,21 @@ def _point(runs: Runs, count: Labels, number: int | None) -> dict[str, Any]:
     return {"labels": count, "number": number, **interval._asdict(), "draws": len(rows), "runs": len(runs), "cases": rows.shape[1]}
 
 
-def _common(runs: Mapping[tuple[str, Labels], Runs], name: str, count: Labels) -> list[tuple[int, int]]:
-    return sorted(set(runs[name, count]) & set(runs.get((BASELINE, count), {})))
+def _common(runs: Mapping[tuple[str, Labels], Runs], name: str, against: str, count: Labels) -> list[tuple[int, int]]:
+    return sorted(set(runs[name, count]) & set(runs.get((against, count), {})))
 
 
-def _comparison(name: str, count: Labels, ours: Runs, theirs: Runs) -> dict[str, Any]:
+def _comparison(name: str, against: str, count: Labels, ours: Runs, theirs: Runs) -> dict[str, Any]:
     keys = sorted(set(ours) & set(theirs))
     first, second = _rows(ours, keys), _rows(theirs, keys)
     interval = hierarchical_interval(first - second)
-    place = {"arm": name, "against": BASELINE, "labels": count}
+    place = {"arm": name, "against": against, "labels": count}
     return {**place, **interval._asdict(), "p": wilcoxon(first.mean(0), second.mean(0)), "draws": len(first), "runs": len(keys)}
+
+
+def _pretraining(arm: Arm, config: FewLabelConfig) -> float | None:
+    """Wall time of the pretraining that an arm starts from; None for the others, and where nothing says it."""
+    return stated_seconds(config).get(arm.init, logged_seconds(arm.init)) if arm.init else None
 
 
 def _equivalence(

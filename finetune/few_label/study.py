@@ -10,32 +10,42 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from finetune.config import FinetuneConfig
-from finetune.few_label.arms import Arm, arms_of, settings_of
-from finetune.few_label.cells import DONE, FAILED, Cell, choose_cells, grid_of, read_cell, write_cell
+from finetune.config import FinetuneConfig, stored
+from finetune.few_label.arms import INITIALISED, PACED, SEMI, Arm, arms_of, settings_of
+from finetune.few_label.cells import DONE, FAILED, NOT_MEASURED, Cell, choose_cells, grid_of, read_cell, write_cell
 from finetune.few_label.config import FewLabelConfig
+from finetune.few_label.equal_time import seconds_of_pretraining, stated_seconds, steps_of_cell
 from finetune.few_label.measure import measure
 from finetune.few_label.page import write_report
 from finetune.few_label.results import Plan, summarise
 from finetune.few_label.subsets import DRAWS, keep_split, labelled_cases
 from finetune.floor import position_floor
 from jaxseg.audit import card_of, refuse_overlap
-from jaxseg.config import as_json
 from jaxseg.data.cases import Case, find_cases
+from jaxseg.data.catalog import Store, open_store
 from jaxseg.data.duplicates import find_overlaps, scans_of_card, scans_of_store
 from jaxseg.data.pseudonyms import kept_salt, pseudonymous
 from jaxseg.data.split import refuse_shared_patients, select_cases
-from jaxseg.data.store import Store, open_store
 from jaxseg.errors import ConfigError, JaxsegError, Preempted, StorageError
 from jaxseg.files import lock_folder, read_json, sha256_of, write_json
 from jaxseg.prepare import NAMES
 
 Measure = Callable[..., dict[str, Any]]
-"""What fills in a cell: `measure.measure`, or a test's own."""
+"""What fills in a cell: `measure.measure`, that of `bench.anchor`, or a test's own."""
+ELSEWHERE = ("anchor",)  # kinds of arms that need what this library never imports
+
+
+class Task(NamedTuple):
+    """A cell to fill in: the cases to train on, the run, what the scores depend on, and (arms of equal time) why it has its steps."""
+
+    names: tuple[str, ...]
+    settings: FinetuneConfig
+    identity: dict[str, Any]
+    given: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,24 +56,32 @@ class Results:
     content: dict[str, Any]
 
 
-def run_study(config: FewLabelConfig, *, measure: Measure = measure) -> Results:
+def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Sequence[str] | None = None) -> Results:
     """Fill in the cells that `config.cells` asks for, and write `results.json`, `table.md`, `learning_curve.png` and `index.html` into `config.out`.
 
-    A cell whose training or scoring fails is kept as failed, with the reason. The same command goes on where it was stopped.
+    A cell whose training or scoring fails is kept as failed, with the reason. The same command goes on where it was stopped. `only`: the kinds of
+    arms that `measure` is for; None for all but those of `ELSEWHERE`.
 
     Raises:
         ConfigError: a field is missing or wrong, a cell was measured with other settings, labelled cases or the pretraining share scans
             with the test cases. StorageError, Preempted: as fine-tuning.
     """
     missing = [name for name in ("scans", "store", "out") if not getattr(config, name)]
-    missing += ["pretrained"] if not config.pretrained and {"pretrained", "frozen"} & set(config.arms) else []
+    missing += ["pretrained"] if not config.pretrained and {*INITIALISED, *PACED} & set(config.arms) else []
     if missing:
         raise ConfigError(f"a few-label study needs {', '.join('--' + name for name in missing)}")
     arms, store = arms_of(config.arms, config.pretrained), open_store(config.store)
+    stated_seconds(config)
+    for arm in (arm for arm in arms if arm.given):
+        seconds_of_pretraining(arm.pretraining, config)  # Known now, or the study would stop at the first cell of equal time.
     cells = grid_of(arms, config.labels, config.draws, config.seeds)
-    chosen, out = choose_cells(cells, config.cells), Path(config.out)
+    chosen = [
+        cell for cell in choose_cells(cells, config.cells) if (cell.arm.kind not in ELSEWHERE if only is None else cell.arm.kind in only)
+    ]
+    # What is given another arm's wall time comes when that is known.
+    chosen, out = sorted(chosen, key=lambda cell: cell.arm.kind in PACED), Path(config.out)
     with lock_folder(out):
-        split = config.split or str(_own_split(config, store))
+        split = config.split or str(keep_own_split(config, store))
         tests = _test_cases(config, store, split)
         audits = _audit(config, store, split, arms)
         plan = Plan(config, arms, split, audits, _floors(config, store, split, tests))
@@ -80,27 +98,40 @@ def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[C
     """Measure the chosen cells that are not yet, until the minutes are over; `results.json` is written after each."""
     config, folder, started = plan.config, Path(plan.config.out) / "cells", time.monotonic()
     for cell in chosen:
-        names = labelled_cases(store, plan.split, cell.labels, cell.draw)
-        settings = settings_of(cell.arm, config.finetune, labels=cell.labels, seed=cell.seed, spacing=store.recipe.spacing)
-        settings = dataclasses.replace(settings, store=config.store, out=str(folder / cell.name))
-        identity = _identity(settings, names, config)
-        status = read_cell(folder, cell, identity)["status"]
-        if status == DONE or (status == FAILED and not config.retry_failed):
+        task = _task(plan, store, cell)
+        status = NOT_MEASURED if task is None else read_cell(folder, cell, task.identity)["status"]
+        if task is None or status == DONE or (status == FAILED and not config.retry_failed):
             continue
         if config.max_minutes is not None and time.monotonic() - started > 60 * config.max_minutes:
             print(f"few_label: {config.max_minutes:g} minutes are over; the other cells wait", file=sys.stderr)
             return
         print(f"few_label: {cell.name}", file=sys.stderr)
         try:
-            scores = measure(settings, names, tests, store.recipe, overlap=config.overlap)
-            write_cell(folder, cell, identity, DONE, labelled=len(names), **scores)
+            scores = measure(task.settings, task.names, tests, store.recipe, overlap=config.overlap)
+            write_cell(folder, cell, task.identity, DONE, labelled=len(task.names), **task.given, **scores)
         except (Preempted, StorageError, ConfigError):
             # Not this cell's own: every other one would meet it too.
             raise
         except (JaxsegError, jax.errors.JaxRuntimeError) as error:
             print(f"few_label: {cell.name} failed: {error}", file=sys.stderr)
-            write_cell(folder, cell, identity, FAILED, reason=f"{type(error).__name__}: {error}")
+            write_cell(folder, cell, task.identity, FAILED, reason=f"{type(error).__name__}: {error}")
         _results(plan, cells)
+
+
+def _task(plan: Plan, store: Store, cell: Cell) -> Task | None:
+    """What filling in a cell means; None where its steps follow from cells that are not done yet."""
+    config, folder = plan.config, Path(plan.config.out) / "cells"
+    names = labelled_cases(store, plan.split, cell.labels, cell.draw)
+    given = steps_of_cell(folder, cell, config) if cell.arm.kind in PACED else {}
+    if given is None:
+        print(f"few_label: {cell.name} waits for {cell.arm.given} and {PACED[cell.arm.kind]} at the same N, draw and seed", file=sys.stderr)
+        return None
+    pool = f"{plan.split}:pretrain" if cell.arm.kind in SEMI else ""
+    settings = settings_of(
+        cell.arm, config, labels=cell.labels, seed=cell.seed, spacing=store.recipe.spacing, pool=pool, steps=given.get("steps")
+    )
+    settings = dataclasses.replace(settings, store=config.store, out=str(folder / cell.name))
+    return Task(names, settings, _identity(settings, names, config, store), {"given": given} if given else {})
 
 
 def _results(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -110,7 +141,8 @@ def _results(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:
     return content
 
 
-def _own_split(config: FewLabelConfig, store: Store) -> Path:
+def keep_own_split(config: FewLabelConfig, store: Store) -> Path:
+    """`OUT/split.json`, made where the study was given no split; ConfigError if it cannot be, or another one is there."""
     if config.test_cases < 1:
         raise ConfigError("a study needs --split FILE.json, or --test-cases to make one: how many labelled cases are held out to test on")
     patients = {name: store.entry(name).patient for name in store.labelled}
@@ -137,15 +169,16 @@ def _audit(config: FewLabelConfig, store: Store, split: str, arms: Sequence[Arm]
     """What labelled cases and pretrainings share with the test cases; ConfigError if that is anything, unless it is allowed."""
     tests = select_cases(store.names, f"{split}:test")
     drawn = {name for count in config.labels for draw in config.draws for name in labelled_cases(store, split, count, draw)}
+    drawn |= set(select_cases(store.names, f"{split}:pretrain")) if any(arm.kind in SEMI for arm in arms) else set()
     both = sorted(drawn & set(tests))
     if both:
-        raise ConfigError(f"{split}: labels cases that are test cases: {', '.join(both[:6])}")
-    refuse_shared_patients({n: store.entry(n).patient for n in store.names}, sorted(drawn), tests, "labelled cases and test cases")
+        raise ConfigError(f"{split}: labels or trains on cases that are test cases: {', '.join(both[:6])}")
+    refuse_shared_patients({n: store.entry(n).patient for n in store.names}, sorted(drawn), tests, "training cases and test cases")
     held = scans_of_store(store, tests)
     labelled = find_overlaps(scans_of_store(store, sorted(drawn)), held)
     if labelled.contents and not config.allow_overlap:
         raise ConfigError(
-            f"labelled cases and test cases are alike ({'; '.join(labelled.lines()[:4])}): change the split, or say with --allow-overlap "
+            f"training cases and test cases are alike ({'; '.join(labelled.lines()[:4])}): change the split, or say with --allow-overlap "
             "that they are different scans"
         )
     audits = {"labelled": labelled.counts()}
@@ -173,9 +206,12 @@ def _floors(config: FewLabelConfig, store: Store, split: str, tests: Sequence[Ca
     return [{key: floor[key] for key in ("labels", "draw", "dice")} for floor in floors]
 
 
-def _identity(settings: FinetuneConfig, names: Sequence[str], config: FewLabelConfig) -> dict[str, Any]:
+def _identity(settings: FinetuneConfig, names: Sequence[str], config: FewLabelConfig, store: Store) -> dict[str, Any]:
     """All that a cell's scores depend on, as JSON: folders may move, so they stand as hashes of what is in them."""
-    kept = {key: value for key, value in as_json(settings).items() if key not in ("store", "out", "init")}
+    kept = {key: value for key, value in stored(settings).items() if key not in ("store", "out", "init")}
+    if settings.semi.method:
+        pool = select_cases(store.names, settings.semi.pool)
+        kept["semi"] = {**kept["semi"], "pool": hashlib.sha256("\n".join(pool).encode()).hexdigest()}
     card = Path(settings.init) / "model" / "model.json"
     card = card if card.is_file() else Path(settings.init) / "model.json"
     pretraining = sha256_of(card) if settings.init and card.is_file() else None

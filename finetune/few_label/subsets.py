@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from finetune.few_label.config import Labels
+from jaxseg.data.catalog import Store
 from jaxseg.data.split import select_cases
-from jaxseg.data.store import Store
 from jaxseg.errors import ConfigError
 from jaxseg.files import read_json, write_json
 

@@ -8,6 +8,7 @@ sample, or None for evaluation. Parameters are float32; `dtype` in a config is w
 from jaxseg.models.features import FeatureMaps
 from jaxseg.models.mae import MAE, MAEConfig
 from jaxseg.models.simmim import SimMIM, SimMIMConfig
+from jaxseg.models.switches import fast_paths
 from jaxseg.models.unetr import UNETR, UNETRConfig
 from jaxseg.models.unetr_plus import UNETRPlus, UNETRPlusConfig
 from jaxseg.models.vit import ViT, ViTConfig
@@ -24,4 +25,5 @@ __all__ = [
     "UNETRPlusConfig",
     "ViT",
     "ViTConfig",
+    "fast_paths",
 ]

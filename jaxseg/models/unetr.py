@@ -24,6 +24,9 @@ class UNETRConfig:
     or one an axis) the finest level lies at 1/stride of the input's resolution: the image is folded into channels on its way in, and the
     logits are unfolded by pixel shuffle on their way out. An axis whose token is smaller than its stride uses the token's size. The
     published network (Hatamizadeh et al., arXiv 2103.10504) is stride 1 with `ViTConfig.classic()`.
+
+    An encoder of depth 0 takes the transformer away and leaves the convolutional network around it: embedded patches (a strided
+    convolution) below the same decoder and beside the same stem, without the paths of hidden states that no longer exist.
     """
 
     VARIANTS: ClassVar[dict[str, str]] = {"tiny": "tiny", "small": "small", "base": "base", "large": "large"}
@@ -39,7 +42,7 @@ class UNETRConfig:
                 raise ConfigError(f"{name} is {sizes}; UNETR doubles its resolution level by level, so use three powers of two")
         if self.num_classes < 1 or self.feature < 1:
             raise ConfigError(f"num_classes is {self.num_classes} and feature is {self.feature}; both must be at least 1")
-        if self.encoder.depth < len(self.factors):
+        if 0 < self.encoder.depth < len(self.factors):
             raise ConfigError(
                 f"a token of {self.encoder.token} voxels at stride {self.stride} is doubled {len(self.factors)} times, each from its own "
                 f"block of the encoder, which has {self.encoder.depth}: use a deeper encoder, a smaller token or a larger stride"
@@ -90,8 +93,8 @@ class UNETRConfig:
 
     @property
     def taps(self) -> tuple[int, ...]:
-        """After how many of the encoder's blocks a hidden state feeds each level but the finest, fine to coarse: (4, 7, 10) of 12."""
-        levels = len(self.factors)
+        """After how many of the encoder's blocks a hidden state feeds each level but the finest, fine to coarse: (4, 7, 10) of 12; () of 0."""
+        levels = len(self.factors) if self.encoder.depth else 1
         return tuple(k * self.encoder.depth // levels + 1 for k in range(1, levels))
 
     @property
@@ -151,14 +154,15 @@ class SkipPath(nnx.Module):
 
 
 class DecoderLevel(nnx.Module):
-    """Up-sample, put the skip's channels behind, residual block."""
+    """Up-sample, put the skip's channels (where the level has one) behind, residual block."""
 
-    def __init__(self, inputs: int, outputs: int, factors: Triple, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, factors: Triple, *, skip: bool = True, rngs: nnx.Rngs):
         self.up = Upsampling(inputs, outputs, factors, rngs=rngs)
-        self.block = ResidualBlock(2 * outputs, outputs, rngs=rngs)
+        self.block = ResidualBlock((1 + skip) * outputs, outputs, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b x y z i"], skip: Float[Array, "b x2 y2 z2 o"]) -> Float[Array, "b x2 y2 z2 o"]:
-        return self.block(jnp.concatenate([self.up(x), skip], -1))
+    def __call__(self, x: Float[Array, "b x y z i"], skip: Float[Array, "b x2 y2 z2 o"] | None) -> Float[Array, "b x2 y2 z2 o"]:
+        x = self.up(x)
+        return self.block(x if skip is None else jnp.concatenate([x, skip], -1))
 
 
 class UNETR(nnx.Module):
@@ -173,9 +177,15 @@ class UNETR(nnx.Module):
         factors, widths = config.factors, config.widths
         self.encoder = ViT(config.encoder, rngs=rngs)
         self.stem = ResidualBlock(config.in_channels * voxels, widths[-1], rngs=rngs)
-        self.skips = nnx.List([SkipPath(config.encoder.width, w, factors[: i + 1], rngs=rngs) for i, w in enumerate(widths[:-1])])
-        sides = pairwise((config.encoder.width, *widths))
-        self.decoder = nnx.List([DecoderLevel(i, o, factor, rngs=rngs) for (i, o), factor in zip(sides, factors)])
+        tapped = widths[: len(config.taps)]
+        self.skips = nnx.List([SkipPath(config.encoder.width, w, factors[: i + 1], rngs=rngs) for i, w in enumerate(tapped)])
+        sides, last = pairwise((config.encoder.width, *widths)), len(factors) - 1
+        self.decoder = nnx.List(
+            [
+                DecoderLevel(i, o, factor, skip=level < len(tapped) or level == last, rngs=rngs)
+                for level, ((i, o), factor) in enumerate(zip(sides, factors))
+            ]
+        )
         self.head = Conv(widths[-1], config.num_classes * voxels, 1, bias=True, rngs=rngs)
 
     def __call__(
@@ -190,7 +200,8 @@ class UNETR(nnx.Module):
         tokens, states = found if isinstance(found, tuple) else (found, [])
         image = space_to_depth(x, self.config.fold).astype(tokens.dtype)
         states = [state.reshape(x.shape[0], *grid, -1) for state in reversed(states)]
-        skips = [path(state) for path, state in zip(self.skips, states)] + [self.stem(image)]
+        tapped = [path(state) for path, state in zip(self.skips, states)]
+        skips = [*(tapped or [None] * (len(self.decoder) - 1)), self.stem(image)]
         features = tokens.reshape(x.shape[0], *grid, -1)
         for level, skip in zip(self.decoder, skips):
             features = level(features, skip)

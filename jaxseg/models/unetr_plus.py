@@ -23,7 +23,8 @@ class UNETRPlusConfig:
 
     `feature` is the number of channels of the finest level, doubled at each coarser one up to `widest`. The finest level lies at 1/`stride` of
     the input's resolution (voxels, a power of two, one number or one an axis; an axis whose token is smaller uses the token's size),
-    the coarsest is the grid of tokens, whose sides are powers of two voxels.
+    the coarsest is the grid of tokens, whose sides are powers of two voxels. An encoder of depth 0 takes the transformer away: embedded patches
+    join the stem at the grid of tokens, and there are no hidden states to join it elsewhere.
     """
 
     VARIANTS: ClassVar[dict[str, str]] = {"tiny": "tiny", "small": "small", "base": "base", "large": "large"}
@@ -37,7 +38,7 @@ class UNETRPlusConfig:
     def __post_init__(self) -> None:
         if self.widest < self.feature:
             raise ConfigError(f"widest is {self.widest} channels, and the finest level has feature = {self.feature}")
-        if self.encoder.depth <= len(self.factors):
+        if 0 < self.encoder.depth <= len(self.factors):
             raise ConfigError(
                 f"a token of {self.encoder.token} voxels at stride {self.stride} has {len(self.factors)} levels above it, each with a block "
                 f"of the encoder before the last, which has {self.encoder.depth}: use a deeper encoder, a smaller token or a larger stride"
@@ -87,9 +88,9 @@ class UNETRPlusConfig:
     def taps(self) -> tuple[int, ...]:
         """After how many of the encoder's blocks a hidden state feeds each level, fine to coarse; the grid of tokens gets the last one.
 
-        At equal depths, as UNETR's: (4, 7, 10) of 12 for tokens of 16 at stride 2.
+        At equal depths, as UNETR's: (4, 7, 10) of 12 for tokens of 16 at stride 2; () of 0.
         """
-        levels = len(self.factors) + 1
+        levels = len(self.factors) + 1 if self.encoder.depth else 1
         return tuple(k * self.encoder.depth // levels + 1 for k in range(1, levels))
 
     @property
@@ -112,23 +113,27 @@ class Downsampling(nnx.Module):
 class DecoderLevel(nnx.Module):
     """What comes from below plus a hidden state, interpolated; the stem's features behind it; one convolution, instance norm and LeakyReLU.
 
-    Both are narrowed by a 1x1x1 convolution and added before they are interpolated: the steps commute, and so cost an eighth.
+    `state` is the hidden state's channels, 0 where there is none. Both are narrowed by a 1x1x1 convolution and added before they are
+    interpolated: the steps commute, and so cost an eighth.
     """
 
     def __init__(self, inputs: int, state: int, outputs: int, *, rngs: nnx.Rngs):
         self.below = Conv(inputs, outputs, 1, rngs=rngs)
-        self.state = Conv(state, outputs, 1, rngs=rngs)
+        self.state = Conv(state, outputs, 1, rngs=rngs) if state else None
         self.merge = Conv(2 * outputs, outputs, 3, rngs=rngs)
 
     def __call__(
         self,
         x: Float[Array, "b x y z i"],
-        state: Float[Array, "b gx gy gz w"],
+        state: Float[Array, "b gx gy gz w"] | None,
         skip: Float[Array, "b x2 y2 z2 o"],
         factors: Triple,
     ) -> Float[Array, "b x2 y2 z2 o"]:
-        ax, ay, az = (n // g for n, g in zip(x.shape[1:4], state.shape[1:4]))
-        x = upsample(self.below(x) + upsample(self.state(state), (ax, ay, az)), factors)
+        y = self.below(x)
+        if self.state is not None and state is not None:
+            ax, ay, az = (n // g for n, g in zip(x.shape[1:4], state.shape[1:4]))
+            y = y + upsample(self.state(state), (ax, ay, az))
+        x = upsample(y, factors)
         return leaky_relu(instance_norm(self.merge(jnp.concatenate([x, skip], -1))))
 
 
@@ -154,7 +159,8 @@ class UNETRPlus(nnx.Module):
         )
         self.down = nnx.List([Downsampling(i, o, factors, rngs=rngs) for (i, o), factors in fine_to_coarse])
         self.entry = Conv(width, widths[0], 1, rngs=rngs)
-        self.decoder = nnx.List([DecoderLevel(i, width, o, rngs=rngs) for i, o in pairwise(widths)])
+        state = width if config.taps else 0
+        self.decoder = nnx.List([DecoderLevel(i, state, o, rngs=rngs) for i, o in pairwise(widths)])
         self.head = Conv(widths[-1], config.num_classes * voxels, 1, bias=True, rngs=rngs)
         self.head.kernel[...] = jnp.tile(self.head.kernel[..., : config.num_classes], voxels)
 
@@ -171,7 +177,8 @@ class UNETRPlus(nnx.Module):
         tokens, *states = (each.reshape(x.shape[0], *grid, -1) for each in (tokens, *states))
         *skips, bottom = self._pyramid(x.astype(tokens.dtype))
         y = leaky_relu(instance_norm(bottom + self.entry(tokens)))
-        for level, state, skip, factors in zip(self.decoder, reversed(states), reversed(skips), config.factors):
+        below = states[::-1] or [None] * len(self.decoder)
+        for level, state, skip, factors in zip(self.decoder, below, reversed(skips), config.factors):
             y = level(y, state, skip, factors)
         return depth_to_space(self.head(y).astype(jnp.float32), config.fold)
 

@@ -21,7 +21,8 @@ class ViTConfig:
 
     `crop` (voxels) sets the size of position tables, other inputs are fine. `token` is in voxels and may be anisotropic. `rope_scale` (mm) is the
     unit of "rope_mm". `mlp_ratio` counts hidden units of a GELU MLP; SwiGLU takes 2/3 of them, which costs the same. `drop_path` is the rate of
-    the last block. `class_token` puts one learned token without a position before the others. MONAI's ViT is `ViTConfig.classic(...)`.
+    the last block. `class_token` puts one learned token without a position before the others. With `depth` 0 there is no transformer: tokens are
+    embedded patches behind the final norm. MONAI's ViT is `ViTConfig.classic(...)`.
     """
 
     VARIANTS: ClassVar[dict[str, str]] = {"tiny": "tiny", "small": "small", "base": "base", "large": "large"}
@@ -92,6 +93,8 @@ class ViTConfig:
             raise ConfigError(f"width {self.width} does not split into {self.heads} heads of an even number of channels")
         if any(c < t or c % t for c, t in zip(self.crop, self.token)):
             raise ConfigError(f"crop {self.crop} is not a multiple of token {self.token} along every axis")
+        if self.depth < 0:
+            raise ConfigError(f"depth is {self.depth}; expected a number of blocks, or 0 for patches alone")
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"drop_path is {self.drop_path}; expected a rate of at least 0 and below 1")
         for field, known in {
@@ -152,7 +155,7 @@ class ViT(nnx.Module):
             self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.width,), jnp.float32))
         if config.registers:
             self.registers = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.registers, config.width), jnp.float32))
-        self.blocks = stack_blocks(config.block, config.depth, rngs)
+        self.blocks = stack_blocks(config.block, config.depth, rngs) if config.depth else None
         self.norm = layer_norm(config.width, config.dtype, rngs)
 
     @overload
@@ -226,6 +229,8 @@ class ViT(nnx.Module):
         if any(not 1 <= tap <= config.depth for tap in taps):
             raise ConfigError(f"taps {tuple(taps)} do not all lie between 1 and the encoder's depth of {config.depth}")
         tokens, coordinates = self._with_own_tokens(tokens, coordinates)
+        if self.blocks is None:
+            return self.norm(tokens[:, config.registers :]), []
         survive = survival(key, config.depth, config.drop_path) if key is not None and config.drop_path else None
         tokens, states = run_blocks(
             self.blocks,

@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -54,6 +54,49 @@ def overlay_figure(
     if title:
         figure.suptitle(title, color="white", fontsize=11)
     figure.subplots_adjust(left=0.01, right=0.99, top=0.86 if title else 0.93, bottom=0.1, wspace=0.03)
+    return _png(figure)
+
+
+def reconstruction_figure(
+    image: Float[np.ndarray, "x y z"],
+    seen: Bool[np.ndarray, "x y z"],
+    filled: Float[np.ndarray, "x y z"],
+    spacing: Sequence[float],
+    *,
+    title: str = "",
+) -> bytes:
+    """What a masked model makes of a crop, in three planes through its middle: a row a plane.
+
+    Args:
+        image: (x, y, z), RAS+; all columns are shown between its 1st and 99.5th percentile.
+        seen: where the model saw the image; the rest is black in the first column.
+        filled: the image with what the model predicted where it did not see, the second column. The image is the third, and the fourth
+            what differs, on the same scale around grey.
+        spacing: mm along x, y, z; pixels are drawn in true proportion.
+        title: above the figure.
+    """
+    low, high = (float(value) for value in np.percentile(image, (1, 99.5)))
+    high = high if high > low else low + 1.0
+    columns = {
+        "seen": np.where(seen, image, low),
+        "reconstruction": filled,
+        "scan": image,
+        "difference": filled - image + (low + high) / 2,
+    }
+    figure = Figure(figsize=(7.2, 6.0), dpi=100, facecolor="black")
+    centre = _centre(image.shape, {})
+    for row, (plane, axis, corners) in enumerate(_PLANES):
+        for column, (name, volume) in enumerate(columns.items()):
+            axes = figure.add_subplot(3, 4, 4 * row + column + 1)
+            _slice(axes, volume, axis, centre, spacing, low, high)
+            if row == 0:
+                axes.set_title(name, color="white", fontsize=9)
+            if column == 0:
+                _letters(axes, corners)
+                axes.text(-0.08, 0.5, plane, color="white", fontsize=9, rotation=90, transform=axes.transAxes, ha="center", va="center")
+    if title:
+        figure.suptitle(title, color="white", fontsize=11)
+    figure.subplots_adjust(left=0.04, right=0.99, top=0.88 if title else 0.94, bottom=0.01, wspace=0.03, hspace=0.03)
     return _png(figure)
 
 
@@ -127,7 +170,8 @@ def learning_curve_figure(
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xticks([], minor=True)
-        axes.legend(frameon=False, fontsize=9)
+        # Beside the axes where it would hide curves.
+        axes.legend(frameon=False, fontsize=9, **({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(shown) > 4 else {}))
     _plain(axes, "labelled cases", ylabel)
     figure.tight_layout()
     return _png(figure)

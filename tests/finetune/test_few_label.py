@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from finetune.config import FinetuneConfig
 from finetune.few_label import FewLabelConfig
-from finetune.few_label.arms import arms_of, settings_of
+from finetune.few_label.arms import SEMI, arms_of, settings_of
 from finetune.few_label.cells import choose_cells, grid_of
 from finetune.few_label.study import run_study
 from finetune.few_label.subsets import make_split
@@ -20,7 +21,7 @@ from jaxseg.errors import ConfigError, Preempted, TrainingError
 from jaxseg.files import read_json
 from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
 from jaxseg.prepare import prepare_folder
-from jaxseg.train import LoopConfig, OptimConfig, QuietProgress
+from jaxseg.train import LoopConfig, OptimConfig, QuietProgress, read_arrays
 from pretrain.config import PretrainConfig
 from pretrain.train import pretrain
 from tests.tiny_store import write_scans
@@ -148,17 +149,47 @@ def test_arms_differ_in_what_they_say_and_in_nothing_else():
     arms = {arm.name: arm for arm in arms_of(("scratch", "pretrained", "frozen", "scratch_x4"), ("mae=a/b", "ijepa=c"))}
     assert list(arms) == ["scratch", "pretrained_mae", "pretrained_ijepa", "frozen_mae", "frozen_ijepa", "scratch_x4"]
     base = FinetuneConfig(keep="best", seed=3)
-    made = {name: settings_of(arm, base, labels=10, seed=1, spacing=(1, 1, 1)) for name, arm in arms.items()}
+    made = {name: settings_of(arm, FewLabelConfig(finetune=base), labels=10, seed=1, spacing=(1, 1, 1)) for name, arm in arms.items()}
     assert dataclasses.replace(made["pretrained_mae"], init="") == made["scratch"]
     assert made["pretrained_mae"].init == "a/b"
     assert made["frozen_ijepa"].optim.freeze == ("encoder",)
     assert made["scratch_x4"].loop.steps == 4 * base.loop.steps
     assert (made["scratch"].keep, made["scratch"].seed) == ("best", 4)
-    assert settings_of(arms["scratch"], base, labels=5, seed=0, spacing=(1, 1, 1)).keep == "last"  # no peeking with few labels
+    assert (
+        settings_of(arms["scratch"], FewLabelConfig(finetune=base), labels=5, seed=0, spacing=(1, 1, 1)).keep == "last"
+    )  # no peeking with few labels
     with pytest.raises(ConfigError, match="needs --pretrained"):
         arms_of(("frozen",), ())
     with pytest.raises(ConfigError, match="one name"):
         arms_of(("pretrained",), ("a", "b"))
+
+
+def test_only_pretrained_encoders_learn_more_slowly_towards_their_input():
+    """Layer decay is no handicap of scratch; what a pretraining of no steps is compared with has the pretrained arm's recipe."""
+    study = FewLabelConfig(finetune=FinetuneConfig(optim=OptimConfig(layer_decay=0.75)))
+    kinds = ("scratch", "scratch_x4", "no_transformer", "resenc", "equal_time", "untrained", "pretrained", "partial", "mean_teacher")
+    arms = {arm.name: arm for arm in arms_of(kinds, ("a",))}
+    made = {
+        name: settings_of(arm, study, labels=1, seed=0, spacing=(1, 1, 1), pool="split.json:pretrain", steps=7 if arm.given else None)
+        for name, arm in arms.items()
+    }
+    assert {name for name, settings in made.items() if settings.optim.layer_decay == 0.75} == set(kinds[5:])
+    assert dataclasses.replace(made["pretrained"], init="") == made["untrained"]
+    assert (made["equal_time"].loop.steps, made["partial"].label_every, made["mean_teacher"].semi.method) == (7, 5, "mean_teacher")
+    assert made["no_transformer"].model.encoder.depth == 0
+    again = dataclasses.replace(study, scratch_layer_decay=0.75)
+    assert settings_of(arms["scratch"], again, labels=1, seed=0, spacing=(1, 1, 1)).optim.layer_decay == 0.75
+
+
+def test_cells_of_before_there_were_these_settings_are_gone_on_with(data, tmp_path):
+    """What a younger version knows in addition is not in the settings that a cell was measured with."""
+    config = study(data, tmp_path, cells="N=1 draws=0 arms=scratch")
+    run_study(config, measure=Pretended())
+    kept = read_json(tmp_path / "cells" / "scratch" / "n001-draw0-seed0" / "cell.json")["settings"]
+    assert not {"label_every", "label_axis", "semi"} & set(kept)
+    other = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, label_every=2))
+    with pytest.raises(ConfigError, match=r"other settings \(label_every\)"):
+        run_study(other, measure=Pretended())
 
 
 def test_cells_are_chosen_by_axis():
@@ -206,6 +237,27 @@ def test_results_say_what_the_scores_are_worth(data, tmp_path):
     page, table = (tmp_path / "index.html").read_text(), (tmp_path / "table.md").read_text()
     assert "data:image/png;base64" in page and "position-only floor" in table and "> 2" in table
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_arms_of_equal_time_come_when_the_others_are_done_and_keep_their_steps(data, untrained, tmp_path):
+    """Pretended cells take 1.5 s for 2 steps; with a pretraining of 6 s that makes 10 steps. The pool is a part of what a cell was measured with."""
+    kinds = ("equal_time", "scratch", "pretrained", "mean_teacher")
+    config = study(data, tmp_path, pretrained=(str(untrained),), labels=(1,), draws=(0,), arms=kinds, pretraining_seconds=(6.0,))
+    early, late, again = Pretended(), Pretended(), Pretended()
+    run_study(dataclasses.replace(config, cells="arms=equal_time"), measure=early)
+    assert early.calls == []  # it waits
+    content = run_study(config, measure=late).content
+    assert [name.split("/")[0] for name, _ in late.calls] == ["scratch", "pretrained", "mean_teacher", "equal_time"]
+    (cell,) = [cell for cell in content["cells"] if cell["arm"] == "equal_time"]
+    assert (cell["given"]["steps"], cell["budget"]["steps"], cell["given"]["seconds"]) == (10, 10, 7.5)
+    kept = read_json(tmp_path / "cells" / "mean_teacher" / "n001-draw0-seed0" / "cell.json")["settings"]["semi"]
+    assert kept["method"] == "mean_teacher" and len(kept["pool"]) == 64
+    assert run_study(config, measure=again).content == content and again.calls == []
+    assert {(row["arm"], row["against"]) for row in content["comparisons"]} >= {
+        ("pretrained", "equal_time"),
+        ("mean_teacher", "pretrained"),
+    }
+    assert "| pretrained | 2 | 16 | 0 | 1.5 | 6 |" in (tmp_path / "table.md").read_text()
 
 
 def test_a_cell_that_fails_is_reported_and_the_others_go_on(data, tmp_path):
@@ -260,16 +312,42 @@ def test_a_pretraining_that_saw_test_cases_is_refused(data, untrained, tmp_path)
 
 
 @pytest.mark.slow
-def test_zero_pretraining_steps_give_equal_cells_and_a_frozen_encoder_trains_less(data, untrained, tmp_path):
-    """The whole way: three arms trained for two steps, segmented, scored."""
-    config = study(data, tmp_path, pretrained=(str(untrained),), labels=(2,), draws=(0,), arms=("scratch", "pretrained", "frozen"))
-    content = run_study(config).content
-    scratch, pretrained, frozen = content["cells"]
+def test_zero_pretraining_steps_give_the_untrained_arm_and_a_frozen_encoder_trains_less(data, untrained, tmp_path):
+    """The whole way: three arms trained for two steps, segmented, scored. Like with like: `untrained` has the pretrained arm's layer decay."""
+    config = study(data, tmp_path, pretrained=(str(untrained),), labels=(2,), draws=(0,), arms=("untrained", "pretrained", "frozen"))
+    decayed = dataclasses.replace(config.finetune, optim=dataclasses.replace(config.finetune.optim, layer_decay=0.5))
+    content = run_study(dataclasses.replace(config, finetune=decayed)).content
+    control, pretrained, frozen = content["cells"]
     assert [cell["status"] for cell in content["cells"]] == ["done"] * 3
-    assert pretrained["per_case"] == scratch["per_case"]
-    assert content["comparisons"][0]["mean"] == 0 and content["comparisons"][0]["p"] == 1
-    assert frozen["budget"]["trained_parameters"] < frozen["budget"]["parameters"] == scratch["budget"]["parameters"]
-    assert scratch["budget"]["crops"] == 16 and scratch["budget"]["flops"] > 0 and scratch["left_out"] == []
+    assert pretrained["per_case"] == control["per_case"]
+    weights = [read_arrays(tmp_path / "cells" / arm / "n002-draw0-seed0", "params.") for arm in ("untrained", "pretrained")]
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert frozen["budget"]["trained_parameters"] < frozen["budget"]["parameters"] == control["budget"]["parameters"]
+    assert control["budget"]["crops"] == 16 and control["budget"]["flops"] > 0 and control["left_out"] == []
+
+
+@pytest.mark.slow
+def test_every_arm_fills_in_its_cell_and_shows_what_it_was_given(data, untrained, tmp_path):
+    """The whole way for the arms that change more than where the weights come from, one step each."""
+    kinds = ("scratch", "pretrained", "equal_time", "no_transformer", "partial", "mean_teacher", "pseudo_labels")
+    config = study(
+        data, tmp_path, pretrained=(str(untrained),), labels=(1,), draws=(0,), arms=kinds, pretraining_seconds=(0.0,), partial_every=2
+    )
+    short = dataclasses.replace(config.finetune, loop=LoopConfig(steps=1, save_every=0))
+    content = run_study(dataclasses.replace(config, finetune=short)).content
+    cells = {cell["arm"]: cell for cell in content["cells"]}
+    assert {name: cell["status"] for name, cell in cells.items()} == dict.fromkeys(kinds, "done")
+    budgets = {name: cell["budget"] for name, cell in cells.items()}
+    assert cells["equal_time"]["given"]["steps"] == budgets["equal_time"]["steps"]
+    assert budgets["no_transformer"]["parameters"] < budgets["scratch"]["parameters"]
+    assert {name: (budget["crops"], budget["unlabelled_crops"]) for name, budget in budgets.items() if name in SEMI} == {
+        "mean_teacher": (8, 8),
+        "pseudo_labels": (16, 8),
+    }
+    assert budgets["scratch"]["flops"] < budgets["mean_teacher"]["flops"] < budgets["pseudo_labels"]["flops"]
+    page = (tmp_path / "index.html").read_text()
+    assert "only every 2nd slice" in page and "unlabelled crops" in page
+    assert run_study(dataclasses.replace(config, finetune=short), measure=Pretended(stop_at=0)).content == content
 
 
 @pytest.mark.slow

@@ -1,0 +1,111 @@
+"""`python -m finetune.few_label.spacing CONFIG [--field value …]`: whether a pretraining at one spacing still pays on the same scans at others.
+
+For each of `config.spacings` the scans are prepared again in voxels of that edge, and the study runs there: same split, cells, arms and test
+cases, the pretraining as it is. Every spacing is a study of its own in `OUT/SPACING_mm`, filled in and resumed like any other.
+"""
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from finetune.few_label.config import FewLabelConfig
+from finetune.few_label.study import Results, keep_own_split, run_study
+from jaxseg.compilation import use_cache
+from jaxseg.config import load_config
+from jaxseg.data.catalog import open_store
+from jaxseg.errors import ConfigError, JaxsegError
+from jaxseg.files import write_json, write_text
+from jaxseg.freed_memory import keep_freed_memory
+from jaxseg.prepare import NAMES, Wishes, prepare_folder
+
+ARMS = ("scratch", "pretrained")
+
+
+def run_spacings(config: FewLabelConfig, *, run: Callable[[FewLabelConfig], Results] = run_study) -> dict[str, Any]:
+    """Run the study at each spacing; writes `OUT/spacing.json` and `OUT/spacing.md`, and returns what the first holds.
+
+    `rows`: for each spacing (mm), pretrained arm and N the difference to scratch with its interval, and `below`: whether that lies below zero.
+    The arms are scratch and pretrained. Scores are on the scans' own grids, so that they compare across spacings.
+
+    Raises ConfigError for a field that is missing or wrong, and what `run_study` and `prepare_folder` raise.
+    """
+    missing = [name for name in ("scans", "store", "out", "pretrained") if not getattr(config, name)]
+    if missing:
+        raise ConfigError(f"the spacing test needs {', '.join('--' + name for name in missing)}")
+    if not config.spacings or min(config.spacings) <= 0:
+        raise ConfigError(f"spacings is {config.spacings}; expected one edge of the voxels in mm, or several")
+    split = config.split or str(keep_own_split(config, open_store(config.store)))
+    rows, failures = [], 0
+    for spacing in config.spacings:
+        out = Path(config.out) / f"{spacing:g}_mm"
+        store = resampled(config, spacing, out / "store")
+        results = run(dataclasses.replace(config, store=str(store), split=split, out=str(out), arms=ARMS)).content
+        failures += len(results["failures"])
+        rows += [
+            {
+                "spacing": spacing,
+                **{key: row[key] for key in ("arm", "labels", "mean", "low", "high", "p", "runs")},
+                "below": row["mean"] < 0,
+            }
+            for row in results["comparisons"]
+        ]
+    content = {"pretrained_at": list(open_store(config.store).recipe.spacing), "rows": rows, "failures": failures}
+    write_json(Path(config.out) / "spacing.json", content)
+    write_text(Path(config.out) / "spacing.md", as_table(content))
+    return content
+
+
+def resampled(config: FewLabelConfig, spacing: float, out: Path) -> Path:
+    """The study's scans as a store of cubic voxels of `spacing` mm, by the recipe of the study's store otherwise, under the same case names."""
+    key = Path(config.store) / NAMES
+    if key.is_file() and not (out / NAMES).is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(key, out / NAMES)
+    prepare_folder(
+        config.scans,
+        out,
+        label_name=config.label_name,
+        like=config.store,
+        wishes=Wishes(spacing=(spacing,) * 3),
+        keep_names=not key.is_file(),
+        processes=1,
+    )
+    return out
+
+
+def as_table(content: dict[str, Any]) -> str:
+    """`spacing.json` in Markdown."""
+    edges = " x ".join(f"{edge:g}" for edge in content["pretrained_at"])
+    lines = [
+        f"Pretrained at {edges} mm; Dice minus that of scratch on the same scans resampled [95 % interval], Wilcoxon's p, pairs of runs.\n",
+        "| spacing, mm | arm | N | difference | p | runs |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in content["rows"]:
+        difference = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" + (" below scratch" if row["below"] else "")
+        lines.append(f"| {row['spacing']:g} | {row['arm']} | {row['labels']} | {difference} | {row['p']:.2g} | {row['runs']} |")
+    lines += [] if content["rows"] else ["| | | | not measured | | |"]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the test and print its table; exit codes as those of the study."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m finetune.few_label.spacing CONFIG [--field value …]", file=sys.stderr)
+        return 0 if arguments else 2
+    try:
+        keep_freed_memory()
+        use_cache()
+        content = run_spacings(load_config(arguments[0], "few_label", FewLabelConfig, arguments[1:]))
+    except JaxsegError as error:
+        print(f"few_label.spacing: error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(as_table(content))
+    return 3 if content["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,59 @@
+"""The spacing test: the same scans at other spacings under the same names, studies of their own, one table."""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from finetune.few_label.config import FewLabelConfig
+from finetune.few_label.spacing import main, run_spacings
+from jaxseg.data.store import open_store
+from jaxseg.errors import ConfigError
+from jaxseg.files import read_json
+from jaxseg.prepare import prepare_folder
+from tests.tiny_store import write_scans
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("spacing")
+    prepare_folder(write_scans(folder / "scans", 3, channels=("T1",)), folder / "store", processes=1)
+    (folder / "split.json").write_text(json.dumps({"pretrain": ["case_0"], "test": ["case_1", "case_2"], "draws": [["case_0"]]}))
+    return folder
+
+
+def test_each_spacing_is_a_study_of_the_same_cases(data, tmp_path):
+    """The extent stays, voxels change; what comes out below scratch is said."""
+    seen = {}
+
+    def pretended(config: FewLabelConfig):
+        seen[Path(config.out).name] = config
+        mean = {"1_mm": 0.02, "4_mm": -0.01}[Path(config.out).name]
+        row = {"arm": "pretrained", "labels": 1, "mean": mean, "low": mean - 0.005, "high": mean + 0.005, "p": 0.5, "runs": 1}
+        return SimpleNamespace(content={"failures": [], "comparisons": [row]})
+
+    config = FewLabelConfig(
+        scans=str(data / "scans"), store=str(data / "store"), split=str(data / "split.json"), out=str(tmp_path), pretrained=("mae",)
+    )
+    content = run_spacings(config, run=pretended)
+    base = open_store(data / "store")
+    for name, spacing in (("1_mm", 1.0), ("4_mm", 4.0)):
+        store = open_store(tmp_path / name / "store")
+        assert store.names == base.names and store.recipe == dataclasses.replace(base.recipe, spacing=(spacing,) * 3)
+        for case in store.names:
+            extents = [np.multiply(each.entry(case).shape, each.entry(case).spacing) for each in (base, store)]
+            np.testing.assert_allclose(*extents, atol=2 * 4)
+        assert (seen[name].split, seen[name].arms, seen[name].store) == (config.split, ("scratch", "pretrained"), str(store.path))
+    assert [(row["spacing"], row["below"]) for row in content["rows"]] == [(1.0, False), (4.0, True)]
+    assert read_json(tmp_path / "spacing.json") == content
+    assert "| 4 | pretrained | 1 | -0.010 [-0.015, -0.005] below scratch |" in (tmp_path / "spacing.md").read_text()
+
+
+def test_what_is_missing_is_said(data, tmp_path, capsys):
+    with pytest.raises(ConfigError, match="needs --pretrained"):
+        run_spacings(FewLabelConfig(scans="a", store="b", out="c"))
+    assert main(["brain", "--out", str(tmp_path)]) == 2
+    assert "needs --scans, --store, --pretrained" in capsys.readouterr().err
