@@ -1,7 +1,7 @@
 # make demo   sets everything up and runs the main job on a phantom archive (10 to 15 minutes on two cores)
 # make test   sets everything up and passes the tests
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick parity beam bench lint clean
+.PHONY: help setup demo test quick parity beam bench carry lint clean
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -49,6 +49,16 @@ beam:
 # Beside PyTorch and MONAI, which `make parity` installs. ARGS="unetr --rounds 5" chooses.
 bench: setup
 	$(BIN)/python -m bench $(ARGS)
+
+# For a machine with a GPU, JAX, flax and PyTorch but no network: what `python -m bench --gpu` needs besides, about 46 MB in .carried. There:
+#   PYTHONPATH=.carried python3 -m bench --gpu --budget-minutes 9
+CARRY_PYTHON ?= 3.12
+CARRY := array-record grain immutabledict nibabel promise tensorflow-datasets tensorflow-metadata toml googleapis-common-protos \
+	importlib-resources simple-parsing docstring-parser dm-tree termcolor tyro typeguard einops jaxtyping safetensors \
+	monai dynamic-network-architectures
+carry: setup
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --upgrade --target .carried --python-version $(CARRY_PYTHON) $(CARRY)
+	@du -sm .carried
 
 lint: setup
 	$(BIN)/ruff check .

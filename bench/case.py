@@ -22,11 +22,13 @@ class Absent(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Equal for both contenders of a row: where and how precisely they compute, on how many threads, at full or quick sizes."""
+    """Equal for both contenders of a row: where and how precisely they compute, on how many threads, at full or quick sizes, and in about how
+    many seconds for the row."""
 
     device: Literal["cpu", "gpu"] = "cpu"
     threads: int = 2
     quick: bool = False
+    seconds: float = float("inf")
 
     @property
     def dtype(self) -> str:
@@ -46,6 +48,8 @@ class Case:
         amount, unit: how much of what one run gets through, for rates: 1 "crops", 884736 "voxels".
         tolerance: largest differences allowed, by the name of what is checked; 1e-4 where not named.
         warmup: runs before the first that counts.
+        gpu_only: too large for a CPU; there it runs only where it is named.
+        voxels: how many voxels one run gets through, where `unit` counts something else.
     """
 
     variant: str
@@ -57,6 +61,8 @@ class Case:
     unit: str
     tolerance: Mapping[str, float] = dataclasses.field(default_factory=dict)
     warmup: int = 1
+    gpu_only: bool = False
+    voxels: Callable[[Any], float] | None = None
 
     def sizes_for(self, setting: Setting) -> Any:
         """The sizes that this setting asks for."""

@@ -15,7 +15,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from bench.case import Absent, Setting, Work, find_case, load
-from bench.memory import forget_peak, peak_mib
+from bench.memory import anonymous_mib, forget_peak, gpu_peak_mib, peak_mib
+from jaxseg.freed_memory import keep_freed_memory
 
 
 def pin(threads: int) -> None:
@@ -26,8 +27,10 @@ def pin(threads: int) -> None:
 
 def make_work(arguments: argparse.Namespace) -> Work:
     """The side of the case that the arguments name."""
-    setting = Setting(arguments.device, arguments.threads, arguments.quick)
+    setting = Setting(arguments.device, arguments.threads, arguments.quick, arguments.seconds)
     case = find_case(arguments.workload, arguments.variant)
+    if arguments.side == "ours":
+        keep_freed_memory()  # as every program of ours does, before JAX starts
     return getattr(load(arguments.workload), arguments.side)(case.sizes_for(setting), setting, arguments.folder)
 
 
@@ -50,7 +53,9 @@ def answer(word: str, work: Work, arguments: argparse.Namespace) -> dict[str, An
         case "time":
             return {"ms": timed(work)}
         case "memory":
-            return {"mib": peak_mib(in_children=work.in_children)}
+            if arguments.device == "gpu":
+                return {"mib": gpu_peak_mib(arguments.side), "anonymous": None}
+            return {"mib": peak_mib(in_children=work.in_children), "anonymous": None if work.in_children else anonymous_mib()}
     raise ValueError(f"{word!r} is nothing that a contender can be asked for")
 
 
@@ -80,6 +85,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     pin(arguments.threads)

@@ -1,5 +1,6 @@
 """A case from beginning to end: both contenders built, their numbers compared, rounds taken in turn, a row. Called by `bench.__main__`."""
 
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -26,17 +27,22 @@ class Unequal(Exception):
     """The contenders do not compute the same: there is nothing to time."""
 
 
-def measure(workload: str, variant: str, setting: Setting, *, rounds: int, seconds: float = float("inf")) -> dict[str, Any]:
-    """The row of a case: both sides checked equal, then timed in alternation, at most `rounds` times and about `seconds` long.
+def measure(
+    workload: str, variant: str, setting: Setting, *, rounds: int, seconds: float = float("inf"), limit: float = float("inf")
+) -> dict[str, Any]:
+    """The row of a case: both sides checked equal, then timed in alternation, at most `rounds` times and about `seconds` long, and never
+    longer than `limit`.
 
     Raises Unequal if the numbers differ by more than the case allows, process.Failed if a side ends with an error.
     """
     case = find_case(workload, variant)
-    deadline = time.monotonic() + seconds
+    setting, begin = dataclasses.replace(setting, seconds=seconds), time.monotonic()
+    deadline = begin + seconds
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         sides: dict[Side, Process] = {
-            side: stack.enter_context(Process(workload, variant, side, folder, setting)) for side in ("peer", "ours")
+            side: stack.enter_context(Process(workload, variant, side, folder, setting, limit - (time.monotonic() - begin)))
+            for side in ("peer", "ours")
         }
         row: dict[str, Any] = {"workload": f"{workload}/{variant}", "peer": case.peer, "kind": case.kind}
         absent = sides["peer"].told.get("absent")
@@ -45,7 +51,9 @@ def measure(workload: str, variant: str, setting: Setting, *, rounds: int, secon
             raise Unequal(f"{workload}/{variant}: our own side cannot run here: {sides['ours'].told['absent']}")
         equal = None if absent else _check(sides, folder, case, setting, f"{workload}/{variant}")
         times = _rounds(sides, contenders, case.warmup, rounds, deadline)
-        peaks: dict[Side, float] = {side: sides[side].ask("memory")["mib"] for side in contenders}
+        memory = {side: sides[side].ask("memory") for side in contenders}
+        row |= {f"{side}_anonymous_mib": memory[side]["anonymous"] for side in contenders}
+        peaks: dict[Side, float] = {side: memory[side]["mib"] for side in contenders}
         row |= _numbers(times, peaks) | {"equal": equal, "absent": absent, "rounds": len(times["ours"])}
         row |= {"peer_form": sides["peer"].told.get("form"), "compile_s": sides["ours"].told["compile_s"]}
         return row | _rates(case, setting, row, sides["ours"].told["flops"])
@@ -124,8 +132,10 @@ def _numbers(times: Mapping[Side, list[float]], peaks: Mapping[Side, float]) -> 
 
 def _rates(case: Case, setting: Setting, row: Mapping[str, Any], flops: float | None) -> dict[str, Any]:
     seconds = row["ours_ms"] / 1e3
+    sizes = case.sizes_for(setting)
     return {
-        "per_second": case.amount(case.sizes_for(setting)) / seconds,
+        "per_second": case.amount(sizes) / seconds,
+        "voxels_per_second": None if case.voxels is None else case.voxels(sizes) / seconds,
         "unit": case.unit,
         "tflops": None if flops is None else flops / seconds / 1e12,
     }

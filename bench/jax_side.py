@@ -17,14 +17,19 @@ from jaxseg.train.state import TrainState
 from jaxseg.train.step import Terms, make_step
 from jaxseg.zoo.cost import program_flops
 from jaxseg.zoo.pretrained import load_pretrained
-from jaxseg.zoo.registry import architecture, build
+from jaxseg.zoo.registry import architecture, build, network_of
 
 LossOf = Callable[[Any, Any, jax.Array], Terms]
 
 
-def converted(folder: Path, setting: Setting, settings: Mapping[str, Any] | None = None, **changes: Any) -> tuple[Any, Any]:
-    """(graph, parameters) of our network with the peer's weights, computing in the setting's precision. `changes` are fields of its config."""
-    network = load_pretrained(folder / WEIGHTS, settings=settings).network
+def converted(
+    folder: Path, setting: Setting, settings: Mapping[str, Any] | None = None, *, alone: Callable[[], Any], **changes: Any
+) -> tuple[Any, Any]:
+    """(graph, parameters) of our network with the peer's weights, computing in the setting's precision. `changes` are fields of its config.
+
+    Where the peer is absent and left no weights, `alone()` is the config of the same network, whose weights are then random.
+    """
+    network = load_pretrained(folder / WEIGHTS, settings=settings).network if (folder / WEIGHTS).exists() else network_of(alone())
     description = architecture(network)
     description["arguments"] = _with_dtype(description["arguments"], setting.dtype) | changes
     graph, _ = nnx.split(nnx.eval_shape(lambda: build(description)))
@@ -56,7 +61,7 @@ def train_work(
     """
     optimizer = optax.adamw(LEARNING_RATE, *BETAS, weight_decay=WEIGHT_DECAY)
     step = make_step(lambda params, batch, keys, extra: loss(nnx.merge(graph, params), batch, keys), optimizer)
-    first = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
+    first = TrainState.create(params, optimizer)
     placed = {name: jnp.asarray(array) for name, array in batch.items()} | {"id": jnp.arange(len(batch["image"]), dtype=jnp.int32)}
     key = jax.random.key(0)
     compiled, seconds = compile_timed(jax.jit(step, donate_argnums=0), first, placed, key)
@@ -72,7 +77,7 @@ def train_work(
             found = check(nnx.merge(graph, params))
             return found["loss"], found
 
-        grads, found = jax.jit(jax.grad(numbers, has_aux=True))(params)
+        grads, found = jax.jit(jax.grad(numbers, has_aux=True))(kept[0].params)
         return {name: np.asarray(value, np.float32) for name, value in (found | {"grad_norm": optax.tree.norm(grads)}).items()}
 
     return Work(checked, run, flops, seconds)

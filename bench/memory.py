@@ -1,11 +1,13 @@
-"""Peak resident memory of this process from a moment on, by the kernel's count. Called inside each contender."""
+"""Peak memory of this process: what it has held since some moment by the kernel's count, or of a GPU by its library's. Called inside each
+contender."""
 
 import ctypes
 import gc
 import resource
 from pathlib import Path
+from typing import Literal
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS, _CLEAR, _MAPS = (Path("/proc/self") / name for name in ("status", "clear_refs", "smaps_rollup"))
 
 
 def forget_peak() -> bool:
@@ -24,6 +26,14 @@ def forget_peak() -> bool:
     return True
 
 
+def anonymous_mib() -> float | None:
+    """What this process holds now that is no file's page, in MiB: pages of mapped files can be taken from it at any time. None where unknown."""
+    if not _MAPS.exists():
+        return None
+    line = next(line for line in _MAPS.read_text().splitlines() if line.startswith("Anonymous:"))
+    return int(line.split()[1]) / 1024
+
+
 def peak_mib(*, in_children: bool = False) -> float:
     """The most that this process has held since `forget_peak`, in MiB; or the most that one which it started and waited for ever held."""
     if in_children:
@@ -32,3 +42,16 @@ def peak_mib(*, in_children: bool = False) -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
+
+
+def gpu_peak_mib(side: Literal["peer", "ours"]) -> float:
+    """The most that the arrays of PyTorch (the peer) or JAX (ours) have ever taken on the first GPU, in MiB."""
+    if side == "peer":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats()
+    assert stats is not None, "a GPU keeps account of its memory"
+    return stats["peak_bytes_in_use"] / 2**20

@@ -1,10 +1,12 @@
 """A contender as its parent sees it: a process with its threads and its environment, asked one thing at a time. Used by `bench.frame`."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,16 @@ class Failed(Exception):
 
 
 class Process:
-    """One contender of a case; a context manager that ends it.
+    """One contender of a case; a context manager that ends it. After `limit` seconds it is ended whatever it does.
 
     Attributes:
         told: what it said when it had been built: `compile_s`, `flops`, `form`, or `absent` with the reason.
     """
 
-    def __init__(self, workload: str, variant: str, side: Side, folder: Path, setting: Setting):
+    def __init__(self, workload: str, variant: str, side: Side, folder: Path, setting: Setting, limit: float = float("inf")):
         command = [sys.executable, "-m", "bench.contender", workload, variant, side, str(folder)]
-        command += ["--device", setting.device, "--threads", str(setting.threads)] + ["--quick"] * setting.quick
+        command += ["--device", setting.device, "--threads", str(setting.threads), "--seconds", str(setting.seconds)]
+        command += ["--quick"] * setting.quick
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when this is left)
         self._process = subprocess.Popen(
             command,
@@ -37,13 +40,23 @@ class Process:
             stderr=self._errors,
             text=True,
         )
-        self.told = self._read()
+        # A Timer takes no infinite time.
+        self._watch = threading.Timer(min(max(limit, 0.0), threading.TIMEOUT_MAX), self._process.kill)
+        self._watch.daemon = True
+        self._watch.start()
+        try:
+            self.told = self._read()
+        except Failed:
+            self.__exit__()
+            raise
 
     def ask(self, word: str) -> dict[str, Any]:
         """Ask for one thing (see `bench.contender`) and wait for the answer. Raises Failed."""
         assert self._process.stdin is not None
-        self._process.stdin.write(word + "\n")
-        self._process.stdin.flush()
+        # A process that was ended at its limit reads nothing more; what it says last is then nothing, which is told below.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(word + "\n")
+            self._process.stdin.flush()
         return self._read()
 
     def _read(self) -> dict[str, Any]:
@@ -63,6 +76,7 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         """End the process, kindly first."""
+        self._watch.cancel()
         try:
             self._process.communicate("stop\n", timeout=20)
         except subprocess.TimeoutExpired:

@@ -1,7 +1,7 @@
 """Both sides of a segmentation network's forward pass and training step; unetr, swin_unetr and resenc_unet each say which network."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ class Sizes:
     batch: int = 1
 
 
-def case(variant: str, peer: str, sizes: Sizes, quick: Sizes) -> Case:
+def case(variant: str, peer: str, sizes: Sizes, quick: Sizes, *, gpu_only: bool = False) -> Case:
     """A row whose rate is voxels a second."""
-    return Case(variant, peer, SAME_MATHS, sizes, quick, lambda sizes: sizes.batch * sizes.side**3, "voxels", TOLERANCE)
+    return Case(variant, peer, SAME_MATHS, sizes, quick, lambda sizes: sizes.batch * sizes.side**3, "voxels", TOLERANCE, gpu_only=gpu_only)
 
 
 def batch_of(sizes: Sizes) -> dict[str, np.ndarray]:
@@ -59,15 +59,15 @@ def peer_work(net: Any, sizes: Sizes, setting: Setting, folder: Path) -> Work:
     return torch_side.train_work(net, image, lambda net, image: measure(net(image).float(), label), check, setting, folder)
 
 
-def our_work(sizes: Sizes, setting: Setting, folder: Path) -> Work:
-    """Ours, from the peer's weights."""
+def our_work(sizes: Sizes, setting: Setting, folder: Path, alone: Callable[[], Any]) -> Work:
+    """Ours, from the peer's weights, or of the config `alone()` where there is no peer."""
     import jax.numpy as jnp
 
     from bench import jax_side
     from jaxseg.losses import dice_ce
 
     batch = batch_of(sizes)
-    graph, params = jax_side.converted(folder, setting, sizes.settings)
+    graph, params = jax_side.converted(folder, setting, sizes.settings, alone=alone)
     if not sizes.train:
         return jax_side.forward_work(graph, params, batch["image"], setting)
 

@@ -14,7 +14,8 @@ def head(machine: Mapping[str, Any]) -> str:
     return (
         f"{machine['date']}, commit {machine['commit']}; {machine['machine']}; {machine['device']}, {machine['precision']}, "
         f"matmul peak {machine['peak_tflops']:.3g} TFLOP/s; Python {machine['python']}, {versions}.\n"
-        "Ratio: the peer's time over ours, above 1 we are faster; median over paired rounds."
+        "Ratio: the peer's time over ours, above 1 we are faster; median over paired rounds. MiB: the peak of the whole process; in brackets "
+        "what it holds at its end that is no file's page."
     )
 
 
@@ -37,13 +38,18 @@ def _cells(row: Row) -> tuple[str, ...]:
         _number(row["peer_ms"], ".4g"),
         _number(row["ours_ms"], ".4g"),
         ratio,
-        _number(row["peer_mib"], ".0f"),
-        _number(row["ours_mib"], ".0f"),
+        _mebibytes(row, "peer"),
+        _mebibytes(row, "ours"),
         _number(row["compile_s"], ".1f"),
         f"{row['per_second']:.3g} {row['unit']}",
         _number(row["equal"], ".1e"),
         _number(row.get("peak_fraction"), ".0%"),
     )
+
+
+def _mebibytes(row: Row, side: str) -> str:
+    anonymous = row.get(f"{side}_anonymous_mib")
+    return _number(row[f"{side}_mib"], ".0f") + ("" if anonymous is None else f" ({anonymous:.0f})")
 
 
 def _number(value: float | None, form: str) -> str:

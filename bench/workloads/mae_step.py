@@ -35,7 +35,17 @@ _QUICK = Sizes(16, 8, {**_NARROW, "hidden_size": 48, "mlp_dim": 96, "num_layers"
 def _case(variant: str, sizes: Sizes) -> Case:
     kind = SAME_MATHS if sizes.predict == 1.0 else OUR_RECIPE
     quick = dataclasses.replace(_QUICK, predict=sizes.predict)
-    return Case(variant, "MONAI MaskedAutoEncoderViT", kind, sizes, quick, lambda sizes: sizes.batch, "crops", _TOLERANCE)
+    return Case(
+        variant,
+        "MONAI MaskedAutoEncoderViT",
+        kind,
+        sizes,
+        quick,
+        lambda sizes: sizes.batch,
+        "crops",
+        _TOLERANCE,
+        voxels=lambda sizes: sizes.batch * sizes.side**3,
+    )
 
 
 CASES = (
@@ -89,6 +99,33 @@ def peer(sizes: Sizes, setting: Setting, folder: Path) -> Work:
     return torch_side.train_work(net, image, lambda net, image: error(*net(image)), check, setting, folder)
 
 
+def _config(sizes: Sizes) -> Any:
+    """Our config of MONAI's arguments."""
+    from jaxseg.models import MAEConfig, ViTConfig
+
+    network, width = sizes.network, sizes.network["hidden_size"]
+    encoder = ViTConfig.classic(
+        in_channels=sizes.channels,
+        crop=(sizes.side,) * 3,
+        token=(sizes.token,) * 3,
+        width=width,
+        depth=network["num_layers"],
+        heads=network["num_heads"],
+        mlp_ratio=network["mlp_dim"] / width,
+        positions="sincos",
+        class_token=True,
+    )
+    return MAEConfig(
+        encoder,
+        decoder_width=network["decoder_hidden_size"],
+        decoder_depth=network["decoder_num_layers"],
+        decoder_heads=network["decoder_num_heads"],
+        decoder_mlp_ratio=network["decoder_mlp_dim"] / network["decoder_hidden_size"],
+        decoder_positions="sincos",
+        mask_unit=(1, 1, 1),
+    )
+
+
 def ours(sizes: Sizes, setting: Setting, folder: Path) -> Work:
     """Ours, of MONAI's weights; masks of single tokens, as MONAI's."""
     import jax.numpy as jnp
@@ -96,7 +133,7 @@ def ours(sizes: Sizes, setting: Setting, folder: Path) -> Work:
     from bench import jax_side
 
     settings = {"heads": sizes.network["num_heads"], "decoder_heads": sizes.network["decoder_num_heads"]}
-    graph, params = jax_side.converted(folder, setting, settings, predict=sizes.predict)
+    graph, params = jax_side.converted(folder, setting, settings, alone=lambda: _config(sizes), predict=sizes.predict)
     image, visible = _image(sizes), _visible(sizes)
     batch = {"image": image, "mask": np.ones(image.shape[:4], np.uint8), "present": np.ones((sizes.batch, sizes.channels), np.float32)}
 

@@ -40,4 +40,11 @@ def peer(sizes: Sizes, setting: Setting, folder: Path) -> Work:
 
 def ours(sizes: Sizes, setting: Setting, folder: Path) -> Work:
     """Ours, of the peer's weights."""
-    return our_work(sizes, setting, folder)
+    from jaxseg.models.unet import UNetConfig
+
+    def alone() -> UNetConfig:
+        plan = {"features": sizes.network["features_per_stage"], "strides": sizes.network["strides"]}
+        plan |= {"blocks": sizes.network["n_blocks_per_stage"], "kernels": 3, "decoder_convs": 1, "deep_supervision": True}
+        return UNetConfig(kind="residual", in_channels=sizes.channels, num_classes=sizes.classes, **plan)
+
+    return our_work(sizes, setting, folder, alone)

@@ -8,6 +8,7 @@ import numpy as np
 
 from bench.case import SAME_MATHS, Case, Setting, Work
 from bench.torch_side import import_or_absent, save_weights
+from bench.workloads import unetr
 
 _CHANNELS = ("T1", "T1c", "T2", "FLAIR")
 _CLASSES = 4
@@ -75,7 +76,7 @@ def peer(sizes: Sizes, setting: Setting, folder: Path) -> Work:
 
 
 def ours(sizes: Sizes, setting: Setting, folder: Path) -> Work:
-    """`load_volume`, `segment`, `save_volume`, as `jaxseg segment` does."""
+    """`load_volume`, `segment`, `save_volume`, as `jaxseg segment` does. The scans are made here where there is no peer that left them."""
     from flax import nnx
 
     from bench.jax_side import converted
@@ -83,7 +84,12 @@ def ours(sizes: Sizes, setting: Setting, folder: Path) -> Work:
     from jaxseg.infer.predict import segment
     from jaxseg.zoo import Model
 
-    graph, params = converted(folder, setting, {"heads": sizes.heads})
+    network = {"feature_size": sizes.feature, "hidden_size": sizes.width, "mlp_dim": 4 * sizes.width, "num_heads": sizes.heads}
+    graph, params = converted(
+        folder, setting, {"heads": sizes.heads}, alone=lambda: unetr.config(network, sizes.window, len(_CHANNELS), _CLASSES)
+    )
+    if not (folder / f"scan_{_CHANNELS[0]}.nii.gz").exists():
+        _scan(folder, "scan", sizes.shape)
     recipe = {
         "channels": list(_CHANNELS),
         "spacing": [1.0, 1.0, 1.0],

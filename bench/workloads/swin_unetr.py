@@ -19,4 +19,11 @@ def peer(sizes: Sizes, setting: Setting, folder: Path) -> Work:
 
 def ours(sizes: Sizes, setting: Setting, folder: Path) -> Work:
     """Ours, of MONAI's weights."""
-    return our_work(sizes, setting, folder)
+    from jaxseg.models.swin import SwinConfig
+    from jaxseg.models.swin_unetr import SwinUNETRConfig
+
+    def alone() -> SwinUNETRConfig:
+        changes = {"depths": sizes.network["depths"]} if "depths" in sizes.network else {}
+        return SwinUNETRConfig(SwinConfig(in_channels=sizes.channels, feature=sizes.network["feature_size"], **changes), sizes.classes)
+
+    return our_work(sizes, setting, folder, alone)

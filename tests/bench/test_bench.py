@@ -6,11 +6,14 @@ import math
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from bench import jax_side, torch_side
 from bench.__main__ import main
-from bench.case import OUR_RECIPE, SAME_MATHS, load, workload_names
+from bench.case import OUR_RECIPE, SAME_MATHS, Setting, find_case, load, workload_names
 from bench.frame import Unequal, check_equal, differences
 from bench.interval import paired_ratio
+from bench.process import Failed, Process
 from bench.table import table
 from tests.peers import import_peer
 
@@ -81,15 +84,44 @@ def test_a_row_without_a_peer_says_why_and_claims_no_ratio():
 def test_every_workload_lists_rows_of_both_sizes(capsys):
     assert main(["--list"]) == 0
     listed = capsys.readouterr().out.split()
+    assert main(["--list", "--gpu"]) == 0
+    on_gpu = capsys.readouterr().out.split()
+    assert {"mae_from_disk/primus_m_160", "unetr/base_96_step_batch8", "sliding_window/unetr_small_240"} <= set(on_gpu)
     assert len(set(listed)) == len(listed) and {"mae_step/base_96_token16", "unetr/small_64_step"} <= set(listed)
     for workload in workload_names():
         module = load(workload)
         for case in module.CASES:
-            assert case.kind in (SAME_MATHS, OUR_RECIPE) and f"{workload}/{case.variant}" in listed
+            assert case.kind in (SAME_MATHS, OUR_RECIPE)
+            assert (f"{workload}/{case.variant}" in listed) != case.gpu_only and (
+                not case.gpu_only or f"{workload}/{case.variant}" in on_gpu
+            )
             assert type(case.quick) is type(case.sizes) and case.amount(case.quick) > 0 < case.amount(case.sizes)
         assert callable(module.peer) and callable(module.ours)
     with pytest.raises(SystemExit, match="no workload 'unetx'"):
         main(["unetx", "--list"])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("row", ["mae_step/base_64_token8", "unetr/base_96_step_batch8", "resenc_unet/m_64_step", "swin_unetr/24_64_step"])
+def test_without_its_peer_a_row_has_the_same_network(row, tmp_path, monkeypatch):
+    """Where the peer is absent no weights are left to convert: the config must be the one that they would have told."""
+    import_peer("monai")
+    workload, setting = load(row.split("/")[0]), Setting("cpu", 1, quick=True)
+    sizes = find_case(*row.split("/")).quick
+    built = []
+    monkeypatch.setattr(torch_side, "train_work", lambda net, *_: torch_side.save_weights(net, tmp_path / "both"))
+    monkeypatch.setattr(jax_side, "train_work", lambda graph, params, *_: built.append(nnx.merge(graph, params).config))
+    for name in ("both", "alone"):
+        (tmp_path / name).mkdir()
+    workload.peer(sizes, setting, tmp_path / "both")
+    for name in ("both", "alone"):
+        workload.ours(sizes, setting, tmp_path / name)
+    assert built[0] == built[1]
+
+
+def test_a_contender_is_ended_at_the_limit(tmp_path):
+    with pytest.raises(Failed, match="ended with code -9"):
+        Process("surface", "brain", "ours", tmp_path, Setting("cpu", 1, quick=True), limit=0.01)
 
 
 @pytest.mark.parity
