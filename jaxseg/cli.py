@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from jaxseg.cli_arguments import make_parser
 from jaxseg.errors import ConfigError, InputError, JaxsegError, Preempted
+from jaxseg.freed_memory import keep_freed_memory
 
 PARTIAL = 3  # the exit code of a run that finished with some inputs left out
 
@@ -39,6 +40,7 @@ def _call_demo(known, _rest) -> int:
     from jaxseg.compilation import use_cache
     from jaxseg.demo import run_demo
 
+    keep_freed_memory()
     use_cache()
     run_demo(known.out, minutes=known.minutes, seed=known.seed, trainers=_trainers())
     return 0
@@ -48,6 +50,7 @@ def _call_run(known, _rest) -> int:
     from jaxseg.compilation import use_cache
     from jaxseg.pipeline import MainJob, run_main_job
 
+    keep_freed_memory()
     use_cache()
     job = MainJob(
         unlabelled=known.unlabelled,
@@ -90,6 +93,7 @@ def _call_index(known, _rest) -> int:
             channels=known.channels,
             policy=None if known.qform_sform == "refuse" else known.qform_sform,
             assume_orientation=known.assume_orientation,
+            burned_in=known.allow_burned_in,
             salt=None,
             resume=known.resume,
             processes=known.processes,
@@ -141,7 +145,7 @@ def _call_prepare(known, _rest) -> int:
     from jaxseg.prepare import Wishes, prepare_folder
     from jaxseg.progress import bar
 
-    wishes = Wishes(known.spacing, known.intensity, known.resampling, known.strip, known.n4, known.register)
+    wishes = Wishes(known.spacing, known.intensity, known.resampling, known.strip, known.n4, known.register, known.defaced)
     if known.dataset:
         from jaxseg.data.datasets import open_dataset
 
@@ -200,6 +204,7 @@ def _call_pretrain(known, rest) -> int:
     from pretrain.config import PretrainConfig
     from pretrain.train import pretrain
 
+    keep_freed_memory()
     use_cache()
     _join_processes()
     print(f"model: {pretrain(load_config(known.config, 'pretrain', PretrainConfig, rest))}")
@@ -212,6 +217,7 @@ def _call_finetune(known, rest) -> int:
     from jaxseg.compilation import use_cache
     from jaxseg.config import load_config
 
+    keep_freed_memory()
     use_cache()
     _join_processes()
     print(f"model: {finetune(load_config(known.config, 'finetune', FinetuneConfig, rest))}")
@@ -223,6 +229,7 @@ def _call_segment(known, _rest) -> int:
     from jaxseg.infer.folder import segment_folder
     from jaxseg.progress import bar
 
+    keep_freed_memory()
     use_cache()
     with bar("segment") as progress:
         left_out = segment_folder(

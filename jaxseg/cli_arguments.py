@@ -63,6 +63,9 @@ def _index(verbs) -> None:
     )
     parser.add_argument("--assume-orientation", help="axes such as RAS or LPS of files that state none (default: they are left out)")
     parser.add_argument(
+        "--allow-burned-in", action="store_true", help="admit DICOM series with text burned into their pixels, which may name the patient"
+    )
+    parser.add_argument(
         "--resume", action="store_true", help="keep the rows of files that have not changed since an earlier or interrupted run"
     )
     parser.add_argument("--processes", type=int, help="how many read at once (default: one a core where the archive is large enough)")
@@ -94,12 +97,19 @@ def _prepare(verbs) -> None:
     parser.add_argument(
         "--intensity", type=_names, help="zscore, percentile, nyul, ct or ct:LOW:HIGH: one rule, or one a channel with commas"
     )
-    parser.add_argument("--resampling", choices=("linear", "nnunet"), help="nnunet: cubic, thick slices by themselves (default: linear)")
+    parser.add_argument(
+        "--resampling",
+        choices=("linear", "nnunet"),
+        help="nnunet: crop, normalise, then cubic, thick slices by themselves (default: linear)",
+    )
     parser.add_argument(
         "--strip", choices=("mask", "surface"), help="cut to the brain: by each case's brain mask file, or found in the scan"
     )
     parser.add_argument("--n4", action="store_true", default=None, help="remove bias fields of MR channels (pip install 'jaxseg[itk]')")
     parser.add_argument("--register", choices=("rigid", "affine"), help="lay each channel over the labelled (or first) one (jaxseg[itk])")
+    parser.add_argument(
+        "--defaced", action="store_true", default=None, help="find faces replaced by a constant and leave them out of pretraining's loss"
+    )
     parser.add_argument("--processes", type=int, help="how many cases are prepared at once (default: 2)")
     parser.add_argument("--memory-gib", type=float, help="what they may take together (default: four fifths of what is free)")
     parser.add_argument(

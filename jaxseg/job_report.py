@@ -133,6 +133,9 @@ def _curves(out: Path) -> Section:
     parts.append(
         Figure(png, "pretraining loss by step", "Pretraining: mean squared error on hidden voxels of the body (1 = predicting the mean).")
     )
+    for picture in sorted((out / "pretrain" / "pictures").glob("step_*.png"))[-1:]:
+        caption = "One crop at the end of pretraining: what the encoder saw, what was made of it, the scan, and the difference around grey."
+        parts.append(Figure(picture.read_bytes(), "a crop in three planes: seen by the encoder, reconstructed, as scanned", caption))
     curves = {}
     for arm in ARMS:
         log = read_log(out / "finetune" / arm / "log.jsonl")
