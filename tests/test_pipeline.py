@@ -66,7 +66,7 @@ def test_both_models_segment_a_scan_and_their_cards_say_what_they_are(job, summa
 @pytest.mark.slow
 def test_the_report_is_one_page_without_anything_fetched(job, summary):
     page = (job.out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 7
     assert "http" not in page.replace("data:image/png", "")
     assert "truncated" in page
 
