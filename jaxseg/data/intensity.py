@@ -1,7 +1,7 @@
 """What is body and what is air, and intensities on a common scale. Called by `preprocess`; numpy and scipy on plain arrays."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,15 +99,15 @@ def normaliser(
         return _Linear(low, high, (low + high) / 2, (high - low) / 4, air)
     if _is_constant(plane):
         return None
+    if rule == "zscore":
+        mean, deviation = _moments(plane, mask)
+        return _Linear(-np.inf, np.inf, mean, deviation or 1.0, air)
     values = _in_view(plane, mask)
     if rule == "nyul":
         marks = landmarks(values)
         return lambda part, inside: np.where(inside, match_histogram(part, marks, scale), air)
-    if rule == "percentile":
-        low, high = np.percentile(values, (0.5, 99.5)).astype(np.float32)
-        return _Linear(low, high, low, (high - low) or 1.0, air)
-    mean, deviation = _moments(values)
-    return _Linear(-np.inf, np.inf, mean, deviation or 1.0, air)
+    low, high = np.percentile(values, (0.5, 99.5)).astype(np.float32)
+    return _Linear(low, high, low, (high - low) or 1.0, air)
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,22 @@ class _Linear:
         return np.where(inside, done, self.air)
 
 
-def _moments(values: Float[np.ndarray, " n"], chunk: int = 1 << 16) -> tuple[float, float]:
-    """Mean and standard deviation in float64, without a copy of all values in it."""
-    mean = float(values.mean(dtype=np.float64))
-    away = (values[start : start + chunk].astype(np.float64) - mean for start in range(0, values.size, chunk))
-    return mean, float(np.sqrt(sum(float(part @ part) for part in away) / values.size))
+def _moments(plane: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of `_in_view` in float64, slice by slice: all values of a body at once are as large as half of the scan."""
+    axis = int(np.argmax(np.abs(plane.strides)))
+    slices, masks, least = np.moveaxis(plane, axis, 0), np.moveaxis(mask, axis, 0), plane.min()
+    body = np.count_nonzero(mask)
+    seen = sum(np.count_nonzero(part[inside] > least) for part, inside in zip(slices, masks, strict=True))
+    if blind := _is_blind(seen, body):
+        body = seen
+
+    def values() -> Iterator[Float[np.ndarray, " n"]]:
+        for part, inside in zip(slices, masks, strict=True):
+            found = part[inside]
+            yield (found[found > least] if blind else found).astype(np.float64)
+
+    mean = sum(float(part.sum()) for part in values()) / body
+    return mean, float(np.sqrt(sum(float(np.square(part - mean).sum()) for part in values()) / body))
 
 
 def scan_landmarks(plane: Float[np.ndarray, "x y z"], mask: Bool[np.ndarray, "x y z"]) -> Float[np.ndarray, " 11"]:
@@ -158,11 +169,16 @@ def bounding_box(mask: Bool[np.ndarray, "x y z"]) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _in_view(plane: np.ndarray, mask: np.ndarray, share: float = 0.05) -> np.ndarray:
+def _in_view(plane: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The channel's values in the body, without those where it saw nothing: stacking fills these with its minimum."""
     values = plane[mask]
     seen = values > plane.min()
-    return values[seen] if 0 < np.count_nonzero(seen) < (1 - share) * values.size else values
+    return values[seen] if _is_blind(np.count_nonzero(seen), values.size) else values
+
+
+def _is_blind(seen: int, body: int, share: float = 0.05) -> bool:
+    """Whether so much of the body has the channel's minimum that it is no value that was seen."""
+    return 0 < seen < (1 - share) * body
 
 
 def _above_air(plane: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -184,9 +200,11 @@ def _above_air(plane: np.ndarray, low: float, high: float) -> np.ndarray:
 def _large_parts(mask: np.ndarray, share: float = 0.1) -> np.ndarray:
     """Connected parts of at least `share` of the largest one's size (both legs, not the table)."""
     parts = np.empty(mask.shape, np.int32)
-    if ndimage.label(mask, output=parts) == 1:
+    count = ndimage.label(mask, output=parts)
+    if count == 1:
         return mask
-    sizes = np.bincount(parts.ravel())
+    # Slice by slice: bincount makes a copy in int64, which of the whole scan would be what preparing needs most memory for.
+    sizes = sum(np.bincount(part.ravel(), minlength=count + 1) for part in parts)
     sizes[0] = 0
     return (sizes >= share * sizes.max())[parts]
 

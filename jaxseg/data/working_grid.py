@@ -83,6 +83,9 @@ def _as_nnunet(scan: Volume, places: Sequence[int], mask: np.ndarray, label: Vol
     cut = _cropped(scan.grid, box)
     inner, mask = Volume(scan.array[box], cut.affine, scan.channels), mask[box]
     grid = stretched_grid(cut, recipe.spacing)
+    body = _body_by_splines(
+        Volume(mask[..., None], cut.affine, ("body",)), grid, recipe
+    )  # before there is an image: it takes as much memory
     image, constant = np.zeros((len(recipe.channels), *grid.shape), np.float32), []
     for i, channel in enumerate(places):
         change = normaliser(inner.array[..., i], mask, *_rule(recipe, channel))
@@ -90,10 +93,6 @@ def _as_nnunet(scan: Volume, places: Sequence[int], mask: np.ndarray, label: Vol
             constant.append(recipe.channels[channel])
         else:
             spline_channel(inner, i, grid, image[channel], spacing=recipe.spacing, change=_within(change, mask))
-    share = np.empty(grid.shape, np.float32)
-    spline_channel(Volume(mask[..., None], cut.affine, ("body",)), 0, grid, share, spacing=recipe.spacing, order=1)
-    body = share > 0.5
-    del share
     found = None
     if label is not None and drawn:
         found = sample_by_splines(Volume(label.array[box], cut.affine, label.channels), grid, labels=True, spacing=recipe.spacing).array[
@@ -102,6 +101,12 @@ def _as_nnunet(scan: Volume, places: Sequence[int], mask: np.ndarray, label: Vol
     elif label is not None:
         found = to_grid(label, grid, labels=True).array[..., 0]
     return Placed(np.moveaxis(image, 0, 3), body, found, grid, tuple(constant))
+
+
+def _body_by_splines(mask: Volume, grid: Grid, recipe: Recipe) -> Bool[np.ndarray, "x y z"]:
+    share = np.empty(grid.shape, np.float32)
+    spline_channel(mask, 0, grid, share, spacing=recipe.spacing, order=1)
+    return share > 0.5
 
 
 def _rule(recipe: Recipe, channel: int) -> tuple[str, Sequence[float]]:
