@@ -132,8 +132,8 @@ def _moments(plane: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation of `_in_view` in float64, slice by slice: all values of a body at once are as large as half of the scan."""
     axis = int(np.argmax(np.abs(plane.strides)))
     slices, masks, least = np.moveaxis(plane, axis, 0), np.moveaxis(mask, axis, 0), plane.min()
-    body = np.count_nonzero(mask)
-    seen = sum(np.count_nonzero(part[inside] > least) for part, inside in zip(slices, masks, strict=True))
+    body = int(np.count_nonzero(mask))
+    seen = sum(int(np.count_nonzero(part[inside] > least)) for part, inside in zip(slices, masks, strict=True))
     if blind := _is_blind(seen, body):
         body = seen
 
@@ -173,7 +173,7 @@ def _in_view(plane: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The channel's values in the body, without those where it saw nothing: stacking fills these with its minimum."""
     values = plane[mask]
     seen = values > plane.min()
-    return values[seen] if _is_blind(np.count_nonzero(seen), values.size) else values
+    return values[seen] if _is_blind(int(np.count_nonzero(seen)), values.size) else values
 
 
 def _is_blind(seen: int, body: int, share: float = 0.05) -> bool:
@@ -200,11 +200,13 @@ def _above_air(plane: np.ndarray, low: float, high: float) -> np.ndarray:
 def _large_parts(mask: np.ndarray, share: float = 0.1) -> np.ndarray:
     """Connected parts of at least `share` of the largest one's size (both legs, not the table)."""
     parts = np.empty(mask.shape, np.int32)
-    count = ndimage.label(mask, output=parts)
+    count = int(ndimage.label(mask, output=parts))  # type: ignore[arg-type]
     if count == 1:
         return mask
     # Slice by slice: bincount makes a copy in int64, which of the whole scan would be what preparing needs most memory for.
-    sizes = sum(np.bincount(part.ravel(), minlength=count + 1) for part in parts)
+    sizes = np.zeros(count + 1, np.int64)
+    for part in parts:
+        sizes += np.bincount(part.ravel(), minlength=count + 1)
     sizes[0] = 0
     return (sizes >= share * sizes.max())[parts]
 
