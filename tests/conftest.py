@@ -1,7 +1,6 @@
 """Fixtures for every test: eight simulated devices, a compilation cache for the session, and the folder of real scans."""
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -23,15 +22,6 @@ def real_scans() -> Path:
     if not root.is_dir():
         pytest.skip(f"real scans not found at {root}: set JAXSEG_TEST_DATA to a folder that holds them")
     return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_memory_maps():
-    """Forget compiled programs before they are too many: each takes memory maps, and where Linux's limit (65530 a process) is reached, XLA aborts."""
-    yield
-    maps = Path("/proc/self/maps")
-    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > 20000:
-        sys.modules["jax"].clear_caches()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,9 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from jaxseg.errors import ConfigError
-from jaxseg.models.layers import linear
 from jaxseg.models.positions import Triple
-from jaxseg.models.vit import ViT, ViTConfig
+from jaxseg.models.projected import ProjectedViT, cut_parts
+from jaxseg.models.vit import ViTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,27 +32,17 @@ class PlacesConfig:
             )
 
 
-class Places(nnx.Module):
+class Places(ProjectedViT):
     """Position contrast as VoCo has it (CVPR 2024, https://arxiv.org/abs/2402.17300), inside each sample: no sample is another's negative.
 
     Two things differ from the paper. Its base crops are a 4 x 4 grid over the axial plane of a whole scan; here they are the eight parts of one
     crop, cut in two along each axis. The authors' code (github.com/Luffy03/VoCo, models/voco_head.py, 2024) replaces equation 3 by two losses,
     of parts that overlap and that do not, and takes the bases from a slow average of the network; here equation 3 stands as printed.
-
-    Parameters: `encoder` (a ViT, transfers by name), `hidden` and `project` (the projector of averaged tokens).
     """
 
     def __init__(self, config: PlacesConfig, *, rngs: nnx.Rngs):
+        super().__init__(config.encoder, config.projection, rngs=rngs)
         self.config = config
-        self.encoder = ViT(config.encoder, rngs=rngs)
-        self.hidden = linear(config.encoder.width, config.encoder.width, config.encoder.dtype, rngs)
-        self.project = linear(config.encoder.width, config.projection, config.encoder.dtype, rngs)
-
-    def __call__(
-        self, x: Float[Array, "b x y z c"], *, spacing: Float[Array, "b 3"] | None = None, key: Key[Array, " b"] | None = None
-    ) -> Float[Array, "b n w"]:
-        """The encoder's tokens of a whole crop: features for a probe."""
-        return self.encoder(x, spacing=spacing, key=key)
 
     def loss(
         self,
@@ -91,14 +81,8 @@ class Places(nnx.Module):
         count = len(parts) // len(keys)
         spacing = None if spacing is None else jnp.tile(spacing, (count, 1))
         keys = jnp.concatenate([jax.vmap(jax.random.fold_in, (0, None))(keys, number + 1) for number in range(count)])
-        pooled = self.encoder(parts, spacing=spacing, key=keys).mean(1)
-        projected = self.project(jax.nn.gelu(self.hidden(pooled))).astype(jnp.float32)
-        return unit_length(projected).reshape(count, -1, projected.shape[-1]).swapaxes(0, 1)
-
-
-def unit_length(features: Float[Array, "*b w"]) -> Float[Array, "*b w"]:
-    """Features divided by their length."""
-    return features * jax.lax.rsqrt(jnp.sum(jnp.square(features), -1, keepdims=True) + 1e-12)
+        projected = self.projected(parts, spacing, keys)
+        return projected.reshape(count, -1, projected.shape[-1]).swapaxes(0, 1)
 
 
 def position_loss(overlap: Float[Array, "b g"], likeness: Float[Array, "b g"]) -> Float[Array, "b g"]:
@@ -114,16 +98,6 @@ def grid_corners(side: tuple[int, ...]) -> np.ndarray:
 def draw_origins(keys: Key[Array, " b"], side: tuple[int, ...]) -> Int[Array, "b 3"]:
     """The lowest corner of a random part of each sample's crop, any voxel from which the part fits."""
     return jax.vmap(lambda key: jax.random.randint(key, (3,), 0, jnp.asarray(side) + 1))(keys)
-
-
-def cut_parts(x: Float[Array, "b x y z *c"], origin: Int[Array, "b 3"], side: tuple[int, ...]) -> Float[Array, "b _ _ _ *c"]:
-    """The part of `side` voxels at `origin` of each sample."""
-
-    def one(sample: Array, corner: Array) -> Array:
-        rest = sample.shape[3:]
-        return jax.lax.dynamic_slice(sample, (*corner, *[0] * len(rest)), (*side, *rest))
-
-    return jax.vmap(one)(x, origin)
 
 
 def overlaps(origin: Int[Array, "b 3"], side: Triple | tuple[int, ...]) -> Float[Array, "b 8"]:

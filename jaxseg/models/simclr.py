@@ -10,10 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxseg.errors import ConfigError
-from jaxseg.models.layers import linear
-from jaxseg.models.places import cut_parts, unit_length
 from jaxseg.models.positions import Triple
-from jaxseg.models.vit import ViT, ViTConfig
+from jaxseg.models.projected import ProjectedViT, cut_parts
+from jaxseg.models.vit import ViTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,23 +39,12 @@ class SimCLRConfig:
         return x, y, z
 
 
-class SimCLR(nnx.Module):
-    """Contrast between samples (Chen et al. 2020, https://arxiv.org/abs/2002.05709); `nt_xent` is its loss.
-
-    Parameters: `encoder` (a ViT, transfers by name), `hidden` and `project` (the projector of averaged tokens, section 2.1).
-    """
+class SimCLR(ProjectedViT):
+    """Contrast between samples (Chen et al. 2020, https://arxiv.org/abs/2002.05709); `nt_xent` is its loss."""
 
     def __init__(self, config: SimCLRConfig, *, rngs: nnx.Rngs):
+        super().__init__(config.encoder, config.projection, rngs=rngs)
         self.config = config
-        self.encoder = ViT(config.encoder, rngs=rngs)
-        self.hidden = linear(config.encoder.width, config.encoder.width, config.encoder.dtype, rngs)
-        self.project = linear(config.encoder.width, config.projection, config.encoder.dtype, rngs)
-
-    def __call__(
-        self, x: Float[Array, "b x y z c"], *, spacing: Float[Array, "b 3"] | None = None, key: Key[Array, " b"] | None = None
-    ) -> Float[Array, "b n w"]:
-        """The encoder's tokens of a whole crop: features for a probe."""
-        return self.encoder(x, spacing=spacing, key=key)
 
     def features(
         self,
@@ -72,9 +60,8 @@ class SimCLR(nnx.Module):
         self.encoder.grid_of(x)
         view = self.config.view
         origin = draw_corners(keys, x.shape[1:4], view)
-        tokens = self.encoder(cut_parts(x, origin, view), spacing=spacing, key=jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys))
-        projected = self.project(jax.nn.gelu(self.hidden(tokens.mean(1))))
-        return unit_length(projected.astype(jnp.float32)), (cut_parts(mask, origin, view) > 0).any((1, 2, 3))
+        dropped = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        return self.projected(cut_parts(x, origin, view), spacing, dropped), (cut_parts(mask, origin, view) > 0).any((1, 2, 3))
 
 
 def draw_corners(keys: Key[Array, " b"], shape: tuple[int, ...], view: Triple) -> Int[Array, "b 3"]:

@@ -8,7 +8,8 @@ from flax import nnx
 
 from jaxseg.errors import ConfigError
 from jaxseg.models import ViTConfig
-from jaxseg.models.places import Places, PlacesConfig, cut_parts, draw_origins, grid_corners, overlaps
+from jaxseg.models.places import Places, PlacesConfig, draw_origins, grid_corners, overlaps
+from jaxseg.models.projected import cut_parts
 
 SIDE = (4, 2, 3)
 

@@ -85,8 +85,9 @@ def test_eight_devices_give_the_numbers_of_one(name, layout):
     for term, value in expected.items():
         assert metrics[term] == pytest.approx(value, rel=1e-5, abs=1e-6), term
     for got, wanted in zip(jax.tree.leaves(trees), jax.tree.leaves(expected_trees), strict=True):
-        # Gradients of a contrast at a low temperature are large, and so is their rounding.
-        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(wanted).max()))
+        # SimCLR's gradients at a low temperature are large, and so is their rounding.
+        largest = np.abs(wanted).max() if name == "simclr" else 0.0
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * max(1.0, largest))
 
 
 @pytest.mark.slow

@@ -5,16 +5,15 @@ scan's row with it, not the run.
 """
 
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 
 from jaxseg.data.archive.scan_row import Row, Settings, Task, died_row, read_row
+from jaxseg.data.child_process import follow_parent
 from jaxseg.errors import JaxsegError
 
 _CHUNK = (24, 1 << 24)  # scans, bytes on disk: large enough that handing over costs nothing
@@ -122,18 +121,8 @@ def _started(processes: int, settings: Settings) -> ProcessPoolExecutor:
 
 
 def _begin(settings: Settings) -> None:
-    """Take the settings over, leave Ctrl-C to the parent, and end when the parent does, even when it was killed."""
     _settings[:] = [settings]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel
-
-    def watch() -> None:
-        connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    follow_parent()
 
 
 def _read_in_process(chunk: list[Task]) -> list[Row]:

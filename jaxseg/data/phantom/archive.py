@@ -4,13 +4,10 @@ OUT/unlabelled/PH_U000/PH_U000_T1.nii.gz …          a folder per case, as BraT
 OUT/labelled/images/PH_L000_T1.nii.gz …  OUT/labelled/labels/PH_L000.nii.gz  OUT/labelled/dataset.json
 """
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from jaxseg.data.child_process import follow_parent
 from jaxseg.data.phantom import broken as faults
 from jaxseg.data.phantom.anatomy import rotation
 from jaxseg.data.phantom.case import make_case
@@ -180,23 +178,9 @@ def _finished(plans: list[Plan], out: Path, processes: int) -> Iterator[str]:
         yield from (write_case(plan, out) for plan in plans)
         return
     # spawn: forking a process in which jax has started its threads can deadlock
-    pool = ProcessPoolExecutor(min(processes, len(plans)), mp_context=get_context("spawn"), initializer=_follow_parent)
+    pool = ProcessPoolExecutor(min(processes, len(plans)), mp_context=get_context("spawn"), initializer=follow_parent)
     try:
         for future in as_completed([pool.submit(write_case, plan, out) for plan in plans]):
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent does, even when it was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel
-
-    def watch() -> None:
-        connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
