@@ -24,6 +24,15 @@ def real_scans() -> Path:
     return root
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Programs are forgotten before they are too many for one process: one module of tests takes up to a third of the memory maps it may have."""
+    yield
+    from jaxseg.loaded_programs import forget_programs  # not above: the lines there must come before JAX
+
+    forget_programs()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Where parity must be proven (continuous integration sets JAXSEG_REQUIRE_PARITY), a parity test that is skipped has failed."""

@@ -15,12 +15,13 @@ ALLOWED = {
     "jaxseg.losses": set(),
     "jaxseg.metrics": set(),
     "jaxseg.data": {"compilation"},
-    "jaxseg.train": {"manifest"},
+    "jaxseg.train": {"manifest", "loaded_programs"},
     "jaxseg.zoo": {"models", "manifest"},
     "jaxseg.infer": {"data", "zoo"},
     "jaxseg.report": set(),
     "jaxseg.config": set(),
     "jaxseg.manifest": set(),
+    "jaxseg.loaded_programs": set(),
 }
 
 

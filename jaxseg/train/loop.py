@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from jaxseg.errors import ConfigError, Preempted, TrainingError
 from jaxseg.files import write_json
+from jaxseg.loaded_programs import forget_programs
 from jaxseg.train.checkpoint import Checkpoints, Restored
 from jaxseg.train.log import QuietProgress, TrainingProgress, TrainingProgressProtocol
 from jaxseg.train.parallel import Layout
@@ -101,6 +102,7 @@ def fit(
     if progress is None:
         progress = TrainingProgress() if jax.process_index() == 0 else QuietProgress()
     progress.say(_first_line(layout, state))
+    forget_programs()
     checkpoints = Checkpoints(run.checkpoints, layout, say=progress.say)
     loop = _Loop(step, loader, layout, run, config, checkpoints, evaluate, schedule, progress)
     try:
