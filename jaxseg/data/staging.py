@@ -18,7 +18,7 @@ from jaxseg.data.anonymised import ANONYMISED
 from jaxseg.data.archive.values import examine
 from jaxseg.data.cases import Case
 from jaxseg.data.io.decoded import Rules
-from jaxseg.data.io.scans import decode_scan, find_scans
+from jaxseg.data.io.scans import decode_scan, find_scans, joined
 from jaxseg.data.preprocess import Prepared, prepare_case
 from jaxseg.data.recipe import Recipe
 from jaxseg.errors import InputError, JaxsegError
@@ -94,10 +94,11 @@ def content_of(case: Case) -> dict[str, list[str]]:
     """What a case's images hold, whatever the recipe: SHA-256 of files and of voxels, and fingerprints (base64). For finding copies."""
     content: dict[str, list[str]] = {"sha256": [], "voxels": [], "looks": []}
     for path in dict.fromkeys(case.images.values()):
-        ref = next((ref for ref in find_scans(path) if not ref.reason), None)
-        if ref is None:
+        refs = [ref for ref in find_scans(path) if not ref.reason]
+        if not refs:
             continue
-        read = decode_scan(ref, Rules())
+        # A series may lie in several folders below the one that is its path.
+        read = decode_scan(joined([ref for ref in refs if ref.key == refs[0].key]), Rules())
         values = examine(read.decoded, image=True)
         content["sha256"].append(read.sha256)
         content["voxels"].append(values.voxel_hash)

@@ -8,7 +8,9 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLosslessSV1
 
 from jaxseg.data.archive import index_archive
+from jaxseg.data.cases import Case
 from jaxseg.data.io import load_volume
+from jaxseg.data.staging import content_of
 from jaxseg.errors import InputError
 from tests.dicom_files import a_slice, save, stack
 from tests.jpeg_lossless import encode
@@ -33,6 +35,8 @@ def test_a_series_over_several_folders_is_one_row_and_reads_as_one_scan(tmp_path
     np.testing.assert_array_equal(volume.array[0, 0, :, 0], 100 * np.arange(9))
     again = indexed(tmp_path, tmp_path / "out", resume=True)
     assert again == rows
+    content = content_of(Case("case", {"CT": tmp_path / "in/case"}))
+    assert (content["sha256"], content["voxels"]) == ([rows[0]["sha256"]], [rows[0]["voxel_hash"]])
 
 
 def test_interleaved_folders_are_one_scan_and_whole_copies_are_duplicates(tmp_path):

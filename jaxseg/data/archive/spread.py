@@ -4,7 +4,6 @@ An archive is walked folder by folder, so that memory does not grow with it; a s
 from all of its folders together.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from jaxseg.data.archive.flags import flag_of_reason
 from jaxseg.data.archive.scan_row import Row, Settings, Task, read_row
 from jaxseg.data.archive.table import stream_rows
-from jaxseg.data.io.scans import ScanRef, find_scans
+from jaxseg.data.io.scans import ScanRef, find_scans, joined
 
 SEVERAL = "several folders"
 # What is wrong with a part of a series; a localiser, or a file that is no DICOM, is none.
@@ -73,10 +72,8 @@ def _refs(folder: Path, series: str, settings: Settings) -> list[ScanRef]:
 
 
 def _together(refs: Sequence[ScanRef], root: int, settings: Settings) -> Row:
-    files = tuple(sorted(file for ref in refs for file in ref.files))
-    facts, first = [file.stat() for file in files], refs[0]
-    folder = Path(os.path.commonpath([ref.path for ref in refs]))
-    ref = ScanRef(folder, first.format, files, first.key, first.modality, first.patient, first.study)
+    ref = joined(refs)
+    facts = [file.stat() for file in ref.files]
     row = read_row(Task(ref, root, sum(fact.st_size for fact in facts), max(fact.st_mtime_ns for fact in facts)), settings)
     if row["ok"]:
         row["notes"] = "; ".join(filter(None, [row["notes"], f"put together from {len(refs)} folders"]))

@@ -5,8 +5,8 @@ Called by `read` (a path that a user gives) and `archive` (an index of everythin
 
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxseg.data.io import dicom, dicom_seg, metaimage, nifti, nrrd
@@ -90,6 +90,12 @@ def find_scans(root: Path, rules: Rules | None = None) -> Iterator[ScanRef]:
         return
     for folder, names in walk(root):
         yield from _scans_of(folder, [folder / name for name in names], rules)
+
+
+def joined(refs: Sequence[ScanRef]) -> ScanRef:
+    """The parts of one DICOM series, from several folders, as one scan at the lowest folder that holds all of its files."""
+    files = tuple(sorted(file for ref in refs for file in ref.files))
+    return replace(refs[0], path=Path(os.path.commonpath([ref.path for ref in refs])), files=files)
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
