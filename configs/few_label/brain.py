@@ -1,4 +1,4 @@
-"""N = 1 to all 120 labelled brains, five draws: pretrained and frozen against scratch (configs/pretrain/brain_mae.py, configs/finetune/brain.py).
+"""N = 1 to all 120 labelled brains, five draws: pretrained against scratch and other arms (configs/pretrain/brain_mae.py, configs/finetune/brain.py).
 
 python -m finetune.few_label brain --scans IXI --store runs/brain/store --pretrained runs/brain/mae --out runs/brain/few_label
 
@@ -15,7 +15,7 @@ from jaxseg.config import load_config
 config = FewLabelConfig(
     split=str(Path(__file__).resolve().parents[1] / "splits" / "brain.json"),
     labels=(1, 2, 5, 10, 20, "all"),
-    arms=("scratch", "pretrained", "frozen", "scratch_x4"),
+    arms=("scratch", "pretrained", "untrained", "frozen", "scratch_x4", "equal_time", "no_transformer", "resenc"),
     overlap=0.25,
     finetune=load_config("brain", "finetune", FinetuneConfig),
 )

@@ -1,4 +1,4 @@
-"""N = 1 to all 20 labelled sarcomas, five draws: pretrained and frozen against scratch (configs/pretrain/sarcoma_mae.py, configs/finetune/sarcoma.py).
+"""N = 1 to all 20 labelled sarcomas, five draws: pretrained against scratch and other arms (configs/pretrain/sarcoma_mae.py, configs/finetune/sarcoma.py).
 
 python -m finetune.few_label sarcoma --scans SARCOMA --store runs/sarcoma/store --pretrained runs/sarcoma/mae --out runs/sarcoma/few_label
 
@@ -15,7 +15,7 @@ from jaxseg.config import load_config
 config = FewLabelConfig(
     split=str(Path(__file__).resolve().parents[1] / "splits" / "sarcoma.json"),
     labels=(1, 2, 5, 10, "all"),
-    arms=("scratch", "pretrained", "frozen", "scratch_x4"),
+    arms=("scratch", "pretrained", "untrained", "frozen", "scratch_x4", "equal_time", "no_transformer", "resenc"),
     overlap=0.25,
     finetune=load_config("sarcoma", "finetune", FinetuneConfig),
 )
