@@ -41,7 +41,8 @@ class Process:
             text=True,
         )
         # A Timer takes no infinite time.
-        self._watch = threading.Timer(min(max(limit, 0.0), threading.TIMEOUT_MAX), self._process.kill)
+        self._ended = False
+        self._watch = threading.Timer(min(max(limit, 0.0), threading.TIMEOUT_MAX), self._end)
         self._watch.daemon = True
         self._watch.start()
         try:
@@ -49,6 +50,10 @@ class Process:
         except Failed:
             self.__exit__()
             raise
+
+    def _end(self) -> None:
+        self._ended = True
+        self._process.kill()
 
     def ask(self, word: str) -> dict[str, Any]:
         """Ask for one thing (see `bench.contender`) and wait for the answer. Raises Failed."""
@@ -65,6 +70,8 @@ class Process:
         if not line:
             self._process.wait()
             self._errors.seek(0)
+            if self._ended:
+                raise Failed("no time was left: the contender was ended before it answered; give --budget-minutes more, or fewer rows")
             raise Failed(f"a contender ended with code {self._process.returncode} and no word:\n{self._errors.read()[-4000:]}")
         found = json.loads(line)
         if "error" in found:

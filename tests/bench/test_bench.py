@@ -120,7 +120,7 @@ def test_without_its_peer_a_row_has_the_same_network(row, tmp_path, monkeypatch)
 
 
 def test_a_contender_is_ended_at_the_limit(tmp_path):
-    with pytest.raises(Failed, match="ended with code -9"):
+    with pytest.raises(Failed, match="no time was left"):
         Process("surface", "brain", "ours", tmp_path, Setting("cpu", 1, quick=True), limit=0.01)
 
 
