@@ -40,8 +40,8 @@ class Process:
             stderr=self._errors,
             text=True,
         )
-        # A Timer takes no infinite time.
         self._ended = False
+        # A Timer takes no infinite time.
         self._watch = threading.Timer(min(max(limit, 0.0), threading.TIMEOUT_MAX), self._end)
         self._watch.daemon = True
         self._watch.start()
