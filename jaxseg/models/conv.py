@@ -50,7 +50,7 @@ def conv3d(
     elif groups > 1:
         out = _grouped_conv(x, kernel, strides, padding, groups)
     elif kernel.shape[:3] == strides == (1, 1, 1) and isinstance(padding, str):
-        out = jnp.einsum("bxyzi,io->bxyzo", x, kernel[0, 0, 0])
+        out = _pointwise(x, kernel[0, 0, 0])
     elif kernel.shape[:3] == (3, 3, 3) and strides == (1, 1, 1) and padding == "SAME":
         out = _conv_by_platform(x, kernel)
     elif (before := _in_whole_blocks(x, kernel, strides, padding)) is not None:
@@ -82,9 +82,8 @@ def upsample_conv(
     """
     kernel = kernel.astype(x.dtype)
     if switches.allowed().convolution:
-        blocks = jnp.einsum("bxyzi,jklio->bxjykzlo", x, kernel)
-        b, nx, fx, ny, fy, nz, fz, out = blocks.shape
-        y = blocks.reshape(b, nx * fx, ny * fy, nz * fz, out)
+        fx, fy, fz, inputs, _ = kernel.shape
+        y = depth_to_space(_pointwise(x, jnp.moveaxis(kernel, 3, 0).reshape(inputs, -1)), (fx, fy, fz))
     else:
         fx, fy, fz = kernel.shape[:3]
         y = conv_phases.transposed_conv(x, kernel, (fx, fy, fz), (0, 0, 0))
@@ -137,6 +136,11 @@ def _in_whole_blocks(x, kernel, strides, padding) -> Factors | None:
     if sizes == strides and padding in ("VALID", (0, 0, 0)) and not any(n % s for n, s in zip(x.shape[1:4], strides)):
         return (0, 0, 0)
     return None
+
+
+def _pointwise(x, matrix):
+    # As one axis: over several, the gradient of the matrix would be a product of transposed copies.
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def _lax_conv(x, kernel, strides, padding, groups=1):

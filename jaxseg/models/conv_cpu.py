@@ -11,14 +11,25 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-_NARROW = 8
-"""With at most this many input channels one 2-D convolution of three folded planes beats three (4 channels, 96^3: 50 and 130 ms)."""
+_CACHE = 3 << 20
+"""Bytes of working memory that a step of a loop may fill: what a core has for itself, and its part of what the cores share."""
 
 
 def forward(x: Float[Array, "b x y z i"], kernel: Float[Array, "3 3 3 i o"]) -> Float[Array, "b x y z o"]:
-    """Convolve with stride 1 and zero padding, as 2-D convolutions of the planes across the first axis."""
-    parts = _folded_planes(x, kernel) if x.shape[-1] <= _NARROW else _summed_planes(x, kernel)
-    return parts.reshape(*x.shape[:4], kernel.shape[-1]).astype(x.dtype)
+    """Convolve with stride 1 and zero padding: one 2-D convolution of every plane with the kernel's three, then the sum of three planes' answers.
+
+    The kernel's planes lie side by side as output channels, so each neighbourhood is gathered once, and the product is wide enough for the
+    fast routine behind `lax.conv` (16 to 16 channels: 87 GFLOP/s plane by plane, 184 so).
+    """
+    outputs = kernel.shape[-1]
+    stacked = kernel.transpose(1, 2, 3, 0, 4).reshape(3, 3, x.shape[-1], 3 * outputs)
+    parts = _conv2d(x.reshape(-1, *x.shape[2:]), stacked).reshape(*x.shape[:4], 3 * outputs)
+    before, here, after = (parts[..., k * outputs : (k + 1) * outputs] for k in range(3))
+    if x.shape[1] == 1:
+        return here.astype(x.dtype)
+    # The planes at both ends on their own: a sum over shifted, padded arrays takes longer.
+    first, last = here[:, :1] + after[:, 1:2], before[:, -2:-1] + here[:, -1:]
+    return jnp.concatenate([first, before[:, :-2] + here[:, 1:-1] + after[:, 2:], last], 1).astype(x.dtype)
 
 
 def input_gradient(gradient: Float[Array, "b x y z o"], kernel: Float[Array, "3 3 3 i o"]) -> Float[Array, "b x y z i"]:
@@ -27,22 +38,31 @@ def input_gradient(gradient: Float[Array, "b x y z o"], kernel: Float[Array, "3 
 
 
 def kernel_gradient(x: Float[Array, "b x y z i"], gradient: Float[Array, "b x y z o"]) -> Float[Array, "3 3 3 i o"]:
-    """The gradient of the kernel, float32: nine matrix products over all voxels, the last axis folded into the narrower side's channels."""
-    narrow_input = x.shape[-1] < gradient.shape[-1]
-    left, right = (_fold_last_axis(x), gradient) if narrow_input else (x, _fold_last_axis(gradient))
-    rows = jnp.pad(left, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
-    right = right.reshape(-1, right.shape[-1])
+    """The gradient of the kernel, float32: matrix products of a plane's rows, few enough for the processor's cache, summed over all of them.
 
-    def product(_, shift):
-        window = lax.dynamic_slice(rows, (0, shift[0], shift[1], 0, 0), left.shape).reshape(-1, left.shape[-1])
-        return None, lax.dot_general(window, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    Of the two, the array with fewer channels is seen at nine shifts within the plane and the other one in three planes.
+    """
+    (b, nx, ny, nz, inputs), outputs = x.shape, gradient.shape[-1]
+    narrow_input = inputs < outputs
+    narrow, wide = (x, gradient) if narrow_input else (gradient, x)
+    narrow = jnp.pad(narrow, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    wide = jnp.pad(wide, ((0, 0), (1, 1)) + ((0, 0),) * 3)
+    rows = _rows_in_cache(ny, 4 * b * nz * (3 * wide.shape[-1] + 9 * narrow.shape[-1]))
 
-    shifts = jnp.stack(jnp.divmod(jnp.arange(9), 3), -1)
-    products = lax.scan(product, None, shifts)[1]
-    if narrow_input:
-        return products.reshape(3, 3, 3, x.shape[-1], gradient.shape[-1])
-    # Folding the gradient shifts it the other way, so its three parts come in reverse order.
-    return products.reshape(3, 3, x.shape[-1], 3, -1).transpose(0, 1, 3, 2, 4)[:, :, ::-1]
+    # Each sample has a sum of its own: samples may lie on several devices, which then need not meet before the end.
+    def add_rows(totals, place):
+        plane, row = place
+        three = [lax.dynamic_slice(wide, (0, plane + k, row, 0, 0), (b, 1, rows, nz, wide.shape[-1])) for k in range(3)]
+        one = lax.dynamic_slice(narrow, (0, plane, row, 0, 0), (b, 1, rows + 2, nz + 2, narrow.shape[-1]))[:, 0]
+        left = jnp.concatenate(three, -1).reshape(b, rows * nz, -1)
+        right = jnp.concatenate([one[:, j : j + rows, k : k + nz] for j in range(3) for k in range(3)], -1).reshape(b, rows * nz, -1)
+        return totals + jnp.einsum("bvi,bvo->bio", left, right, preferred_element_type=jnp.float32), None
+
+    places = jnp.stack(jnp.meshgrid(jnp.arange(nx), jnp.arange(0, ny, rows), indexing="ij"), -1).reshape(-1, 2)
+    totals = lax.scan(add_rows, jnp.zeros((b, 3 * wide.shape[-1], 9 * narrow.shape[-1]), jnp.float32), places)[0]
+    total = jnp.sum(totals, 0).reshape(3, wide.shape[-1], 3, 3, narrow.shape[-1])
+    # A shift of the gradient moves the tap the other way, so along the axes where the gradient is shifted the taps come in reverse order.
+    return total[::-1].transpose(0, 2, 3, 4, 1) if narrow_input else total[:, :, ::-1, ::-1].transpose(0, 2, 3, 1, 4)
 
 
 def depthwise(x: Float[Array, "b x y z c"], kernel: Float[Array, "kx ky kz 1 c"]) -> Float[Array, "b x y z c"]:
@@ -65,29 +85,11 @@ def depthwise(x: Float[Array, "b x y z c"], kernel: Float[Array, "kx ky kz 1 c"]
     return lax.scan(body, jnp.zeros(x.shape, jnp.float32), rows)[0].astype(x.dtype)
 
 
-def _fold_last_axis(x):
-    """Channels of the three voxels z-1, z, z+1 side by side: (b, x, y, z, c) -> (b, x, y, z, 3c)."""
-    padded = jnp.pad(x, ((0, 0),) * 3 + ((1, 1), (0, 0)))
-    return jnp.concatenate([padded[..., k : k + x.shape[3], :] for k in range(3)], -1)
-
-
-def _shifted_planes(x):
-    """For each of the kernel's three planes, the planes of `x` that it meets, as a batch of 2-D images."""
-    b, nx, ny, nz, c = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1)) + ((0, 0),) * 3)
-    return [padded[:, k : k + nx].reshape(b * nx, ny, nz, c) for k in range(3)]
+def _rows_in_cache(rows: int, row_bytes: int) -> int:
+    """The most rows of a plane, a divisor of all of them, that fit into a core's cache; at least one."""
+    return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * row_bytes <= _CACHE))
 
 
 def _conv2d(planes, kernel):
     dims = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(planes, kernel, (1, 1), "SAME", dimension_numbers=dims, preferred_element_type=jnp.float32)
-
-
-def _summed_planes(x, kernel):
-    first, middle, last = (_conv2d(planes, plane) for planes, plane in zip(_shifted_planes(x), kernel))
-    return first + middle + last
-
-
-def _folded_planes(x, kernel):
-    folded = kernel.transpose(1, 2, 0, 3, 4).reshape(3, 3, -1, kernel.shape[-1])
-    return _conv2d(jnp.concatenate(_shifted_planes(x), -1), folded)
