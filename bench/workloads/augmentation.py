@@ -12,17 +12,26 @@ from bench.torch_side import import_or_absent
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """`batch` crops of `side` voxels a side and `channels`."""
+    """`batch` crops of `side` voxels a side and `channels`, augmented `draws` times in a run: what a run takes depends on what it draws."""
 
     side: int
     batch: int
     channels: int = 4
+    draws: int = 1
 
 
 # The flip of every axis is the one transform without a random number in it; the others are tested in tests/data.
 CASES = tuple(
-    Case(f"{side}_batch{batch}", "MONAI transforms", OUR_RECIPE, Sizes(side, batch), Sizes(16, 2), lambda sizes: sizes.batch, "samples")
-    for side, batch in ((96, 1), (96, 4), (64, 8))
+    Case(
+        f"{side}_batch{batch}",
+        "MONAI transforms",
+        OUR_RECIPE,
+        Sizes(side, batch, draws=draws),
+        Sizes(16, 2),
+        lambda sizes: sizes.batch * sizes.draws,
+        "samples",
+    )
+    for side, batch, draws in ((96, 1, 32), (96, 4, 8), (64, 8, 8))
 )
 
 
@@ -66,7 +75,12 @@ def peer(sizes: Sizes, setting: Setting, folder: Path) -> Work:
         image = np.stack([np.moveaxis(each["image"].numpy(), 0, -1) for each in flipped])
         return {"image": image, "label": np.stack([each["label"].numpy()[0] for each in flipped])}
 
-    return Work(check, lambda: [work(dict(sample)) for sample in samples])
+    def run() -> None:
+        for _ in range(sizes.draws):
+            for sample in samples:
+                work(dict(sample))
+
+    return Work(check, run)
 
 
 def ours(sizes: Sizes, setting: Setting, folder: Path) -> Work:
@@ -93,8 +107,9 @@ def ours(sizes: Sizes, setting: Setting, folder: Path) -> Work:
     keys = [jax.random.key(0)]
 
     def run() -> None:
-        keys[0], now = jax.random.split(keys[0])
-        jax.block_until_ready(compiled(batch, now))
+        for _ in range(sizes.draws):
+            keys[0], now = jax.random.split(keys[0])
+            jax.block_until_ready(compiled(batch, now))
 
     def check() -> dict[str, np.ndarray]:
         flip = dataclasses.replace(Augment.none(), flip=(1.0, 1.0, 1.0))

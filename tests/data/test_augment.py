@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxseg.config import as_json, from_json
+from jaxseg.data import resample
 from jaxseg.data.augment import IGNORE, Augment, augment
 from jaxseg.data.augment.field import smooth_field
 from jaxseg.data.augment.spatial import draw_motion
@@ -82,10 +83,34 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     assert np.abs(np.asarray(together["image"][0]) - np.asarray(together["image"][1])).max() > 0.1
 
 
+def test_samples_in_turn_give_what_they_give_at_once():
+    batch, keys = make_batch(b=8, shape=(9, 10, 11)), keys_of(8, seed=3)
+    config = dataclasses.replace(Augment.nnunet(), elastic=0.4, bias=0.4, noise=0.5, contrast=0.5, brightness=0.5, flip=(0.5, 0.0, 0.5))
+    by = jax.jit(augment, static_argnums=2, static_argnames="one_by_one")
+    at_once, in_turn = (by(batch, keys, config, one_by_one=each) for each in (False, True))
+    assert set(in_turn) == set(batch) and int(in_turn["id"][5]) == 5
+    np.testing.assert_allclose(in_turn["image"], at_once["image"], atol=5e-5)
+    for name in ("label", "mask"):
+        assert in_turn[name].dtype == at_once[name].dtype
+        np.testing.assert_array_equal(in_turn[name], at_once[name])
+    assert np.abs(at_once["image"] - batch["image"]).max() > 0.5
+
+
+def test_alone_on_a_cpu_samples_are_augmented_in_turn(monkeypatch):
+    batch, keys, config = make_batch(b=2, shape=(6, 6, 6)), keys_of(2), only(flip=(0.5, 0.5, 0.5))
+    lowered = [jax.jit(augment, static_argnums=2).trace(batch, keys, config).lower(lowering_platforms=("cpu",)).as_text()]
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    again = jax.jit(lambda *arrays: augment(*arrays, config))
+    lowered += [again.trace(batch, keys).lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda")]
+    at_once, in_turn, on_gpu = (text.count("stablehlo.reverse") for text in lowered)
+    # At once, arrays are mirrored along three axes, one after the other; one sample alone takes one of seven mirrored copies.
+    assert at_once == on_gpu < in_turn
+
+
 def test_a_batch_spread_over_devices_gives_the_same():
     if len(jax.devices()) < 4:
         pytest.skip("needs 4 devices")
-    batch, keys, config = make_batch(b=4, shape=(8, 8, 8)), keys_of(4), only(affine=0.5, elastic=0.5, flip=(0.5, 0.5, 0.5))
+    batch, keys, config = make_batch(b=4, shape=(8, 8, 8)), keys_of(4), only(affine=0.5, elastic=0.5, flip=(0.5, 0.5, 0.5), blur=0.5)
     expected = run(batch, keys, config)
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ("data",))
     out = run(*jax.device_put((batch, keys), jax.sharding.NamedSharding(mesh, jax.P("data"))), config)
@@ -163,6 +188,17 @@ def test_quarter_turn_equals_rot90():
     np.testing.assert_array_equal(sample_nearest(jnp.asarray(image[..., 0]), where), np.rot90(image[..., 0], -1, (0, 1)))
 
 
+@pytest.mark.parametrize("shape", [(7, 5, 6), (1, 4, 1)])
+def test_separable_operators_by_planes_equal_the_whole(shape):
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(*shape, 3)).astype(np.float32)
+    matrices = [rng.normal(size=(n + 2 - axis, n)).astype(np.float32) for axis, n in enumerate(shape)]
+    expected = np.einsum("ax,by,cz,xyzk->abck", *matrices, image)
+    for form in (separable, resample._separable_by_planes, resample._separable_whole):
+        found = form(image, matrices) if form is separable else form(image, *matrices)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_linear_sampling_equals_scipy():
     from scipy.ndimage import map_coordinates
 
@@ -170,8 +206,8 @@ def test_linear_sampling_equals_scipy():
     image = rng.normal(size=(7, 6, 5, 2)).astype(np.float32)
     where = rng.uniform(0, 1, (4, 5, 6, 3)).astype(np.float32) * np.float32([6, 5, 4])
     expected = np.stack([map_coordinates(image[..., c], np.moveaxis(where, -1, 0), order=1) for c in range(2)], -1)
-    np.testing.assert_allclose(sample_linear(jnp.asarray(image), jnp.asarray(where)), expected, atol=1e-5)
-    corner = jnp.float32([[[[6, 5, 4]]]])
+    np.testing.assert_allclose(sample_linear(jnp.asarray(image), tuple(jnp.moveaxis(where, -1, 0))), expected, atol=1e-5)
+    corner = tuple(jnp.full((1, 1, 1), place, jnp.float32) for place in (6, 5, 4))
     np.testing.assert_array_equal(sample_linear(jnp.asarray(image), corner)[0, 0, 0], image[-1, -1, -1])
 
 
@@ -293,7 +329,7 @@ def test_scaling_per_axis_and_shifts_in_closed_form():
     where, _ = affine_coordinates((5, 6, 7), jnp.float32([1, 2, 3]), jnp.zeros(3), jnp.float32([2, 1, 4]), jnp.asarray(shift))
     centre = np.float32([2, 2.5, 3])
     offset = np.stack(np.meshgrid(*map(np.arange, (5, 6, 7)), indexing="ij"), -1) - centre + shift
-    np.testing.assert_allclose(where, np.clip(centre + offset / [2, 1, 4], 0, [4, 5, 6]), atol=1e-5)
+    np.testing.assert_allclose(np.stack(where, -1), np.clip(centre + offset / [2, 1, 4], 0, [4, 5, 6]), atol=1e-5)
 
 
 def test_smooth_fields_have_the_deviation_and_the_correlation_they_state():

@@ -86,5 +86,7 @@ def test_curves_and_scores_are_drawn_the_same_every_time():
 
 
 def test_nothing_global_is_touched():
+    before = "matplotlib.pyplot" in sys.modules
     score_figure({"one": {"a": 0.5}}, {"one": (0.5, 0.5, 0.5)})
-    assert "matplotlib.pyplot" not in sys.modules
+    # Peers' packages, in the same process in parity runs, may have imported it.
+    assert ("matplotlib.pyplot" in sys.modules) == before

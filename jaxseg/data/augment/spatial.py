@@ -2,6 +2,7 @@
 `augment`."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +14,15 @@ from jaxseg.data.resample import affine_coordinates, sample_linear, sample_neare
 
 Batch = dict[str, Array]
 IGNORE = 255
-_MOVED = ("image", "label", "mask")
+MOVED = ("image", "label", "mask")
 
 
 def deform(batch: Batch, keys: Array, config: Augment) -> Batch:
     """Rotate, scale and bend the samples that draw it. The work is skipped where no sample of the batch does."""
-    if not any((config.affine, config.rotate, config.rescale, config.elastic)):
+    if not _deforms(config):
         return batch
     motion = jax.vmap(lambda key: draw_motion(key, config))(keys)
-    old = {name: batch[name] for name in _MOVED if name in batch}
+    old = {name: batch[name] for name in MOVED if name in batch}
 
     def work() -> Batch:
         new = jax.vmap(lambda sample, drawn: _move(sample, drawn, config))(batch, motion)
@@ -30,16 +31,48 @@ def deform(batch: Batch, keys: Array, config: Augment) -> Batch:
     return {**batch, **jax.lax.cond(motion["hit"].any(), work, lambda: old)}
 
 
+def deform_one(sample: Batch, key: Array, config: Augment) -> Batch:
+    """The same of a sample alone, its arrays without the batch's axis."""
+    if not _deforms(config):
+        return sample
+    motion = draw_motion(key, config)
+    return jax.lax.cond(motion["hit"], lambda: _move(sample, motion, config), lambda: sample)
+
+
+def _deforms(config: Augment) -> bool:
+    return any((config.affine, config.rotate, config.rescale, config.elastic))
+
+
 def flip(batch: Batch, keys: Array, config: Augment) -> Batch:
     """Mirror each sample along each axis by its own draw: a copy, no resampling."""
-    hits = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.asarray(config.flip)))(keys)
+    hits = jax.vmap(lambda key: _draw_flip(key, config))(keys)
     for axis in range(3):
         if config.flip[axis] > 0:
-            for name in _MOVED:
+            for name in MOVED:
                 if name in batch:
                     array = batch[name]
                     batch = {**batch, name: jnp.where(_per_sample(hits[:, axis], array), jnp.flip(array, axis + 1), array)}
     return batch
+
+
+def flip_one(sample: Batch, key: Array, config: Augment) -> Batch:
+    """The same of a sample alone: the one copy that was drawn, of the up to eight there may be."""
+    axes = [axis for axis in range(3) if config.flip[axis] > 0]
+    if not axes:
+        return sample
+    hit = _draw_flip(key, config)
+
+    def mirrored(along: list[int]) -> Callable[[Batch], Batch]:
+        return lambda arrays: {name: jnp.flip(array, along) for name, array in arrays.items()}
+
+    # The bits of a copy's number say along which axes it is mirrored.
+    copies = [mirrored([axis for bit, axis in enumerate(axes) if number >> bit & 1]) for number in range(2 ** len(axes))]
+    number = sum(hit[axis].astype(jnp.int32) << bit for bit, axis in enumerate(axes))
+    return {**sample, **jax.lax.switch(number, copies, {name: sample[name] for name in MOVED if name in sample})}
+
+
+def _draw_flip(key: Array, config: Augment) -> Array:
+    return jax.random.bernoulli(key, jnp.asarray(config.flip))
 
 
 def _per_sample(hit: Array, array: Array) -> Array:
@@ -93,8 +126,7 @@ def _move(sample: Batch, motion: Batch, config: Augment) -> Batch:
         field = smooth_field(motion["noise"], shape, 3, motion["width"], config.elastic_width[0])
         shift = motion["amplitude"] * field * jnp.asarray(shape, jnp.float32)
     where, inside = affine_coordinates(shape, sample["spacing"], motion["angles"], motion["scale"], shift)
-    air = sample["air"] if "air" in sample else jnp.zeros(image.shape[-1])
-    out = {**sample, "image": jnp.where(inside[..., None], sample_linear(image, where), air)}
+    out = {**sample, "image": jnp.where(inside[..., None], sample_linear(image, where), sample["air"])}
     for name, fill in (("mask", 0), ("label", IGNORE)):
         if name in sample:
             array = sample[name]
