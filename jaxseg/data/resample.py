@@ -4,7 +4,6 @@ Positions are in voxels, arrays `(x, y, z)` or `(x, y, z, c)`.
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -35,9 +34,9 @@ def affine_coordinates(
     matrix = Rotation.from_euler("xyz", angles).as_matrix() * spacing / spacing[:, None] / scale
     # Written out rather than as a matmul, which a GPU or TPU would round to fewer bits than a position needs.
     x, y, z = (centre[row] + sum(offset[axis] * matrix[row, axis] for axis in range(3)) for row in range(3))
-    inside = [(place >= -0.5) & (place <= n - 0.5) for place, n in zip((x, y, z), shape)]
+    inside = jnp.all(jnp.stack([(place >= -0.5) & (place <= n - 0.5) for place, n in zip((x, y, z), shape)]), 0)
     x, y, z = (jnp.clip(place, 0, n - 1) for place, n in zip((x, y, z), shape))
-    return (x, y, z), inside[0] & inside[1] & inside[2]
+    return (x, y, z), inside
 
 
 def sample_linear(image: Float[Array, "x y z c"], where: Position) -> Float[Array, "x y z c"]:
@@ -49,8 +48,8 @@ def sample_linear(image: Float[Array, "x y z c"], where: Position) -> Float[Arra
     out = jnp.zeros((*where[0].shape, image.shape[-1]), image.dtype)
     for corner in itertools.product((0, 1), repeat=3):
         index = _flat_index([jnp.minimum(below + up, n - 1) for below, up, n in zip(low, corner, shape)], shape)
-        share = math.prod(part if up else 1 - part for part, up in zip(weight, corner))
-        out = out + share[..., None] * flat.at[index].get(mode="promise_in_bounds")
+        x, y, z = (part if up else 1 - part for part, up in zip(weight, corner))
+        out = out + (x * y * z)[..., None] * flat.at[index].get(mode="promise_in_bounds")
     return out
 
 

@@ -55,17 +55,21 @@ def augment(batch: Batch, keys: Array, config: Augment, *, one_by_one: bool | No
 
 
 def _in_turn(batch: Batch, keys: Array, config: Augment) -> Batch:
-    return jax.lax.map(lambda each: _augment_one(*each, config), (batch, keys))
+    return jax.lax.map(lambda each: _augment_one(each[0], each[1], config), (batch, keys))
 
 
 def _augment_one(sample: Batch, key: Array, config: Augment) -> Batch:
     sample = spatial.deform_one(sample, jax.random.fold_in(key, 0), config)
     for probability, number, transform in _wanted(config):
-        hit, draw = _drawn(jax.random.fold_in(key, number), probability)
-        change = partial(transform, air=sample["air"], key=draw, config=config)
-        sample = {**sample, "image": jax.lax.cond(hit, change, lambda image: image, sample["image"])}
+        sample = {**sample, "image": _maybe(sample, jax.random.fold_in(key, number), probability, transform, config)}
     sample = spatial.flip_one(sample, jax.random.fold_in(key, 100), config)
     return {**sample, "image": sample["image"] * sample["present"]}
+
+
+def _maybe(sample: Batch, key: Array, probability: float, transform: intensity.Transform, config: Augment) -> Array:
+    hit, draw = _drawn(key, probability)
+    image, air = sample["image"], sample["air"]
+    return jax.lax.cond(hit, lambda: transform(image, air, draw, config), lambda: image)
 
 
 def _at_once(batch: Batch, keys: Array, config: Augment) -> Batch:
