@@ -5,6 +5,7 @@ A random crop out of a memory map costs milliseconds where the same crop out of 
 
 import hashlib
 import mmap
+import threading
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ from jaxseg.files import sha256_of, write_whole
 MAX_FOREGROUND = 10_000
 IGNORE = 255
 AGAIN = "run `jaxseg prepare` again: it mends the cache from the dataset beside it"
+
+# NumPy reads the header of an array with `ast.literal_eval`. Before Python 3.13 the depth of that parser is counted once for all threads, so two
+# readers at once can end in a SystemError (cpython issue 106905) when the garbage collector calls back into Python, as it does where JAX is loaded.
+_ONE_HEADER_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +99,10 @@ def _open(path: Path, name: str) -> Any:
     try:
         if path.suffix == ".npz":
             # Opened here, because np.load leaves the file open when it is no archive.
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            with open(path, "rb") as stream, _ONE_HEADER_AT_A_TIME, np.load(stream, allow_pickle=False) as file:
                 return {key: file[key] for key in file.files}
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        with _ONE_HEADER_AT_A_TIME:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: this file of case {name} is missing from the cache; {AGAIN}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

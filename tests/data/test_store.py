@@ -1,11 +1,13 @@
 """The store: what goes in comes out of dataset and cache, only what changed is done again, and damage is found."""
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from jaxseg.data import staging
+from jaxseg.data.cache import open_cache
 from jaxseg.data.cases import Case
 from jaxseg.data.preprocess import prepare_case
 from jaxseg.data.recipe import Recipe
@@ -282,6 +285,30 @@ def test_missing_and_truncated_cache_files_are_named(copied, kind):
     path.unlink()
     with pytest.raises(InputError, match=rf"{path.name}.*case a is missing"):
         open_store(out).arrays("a")
+
+
+def test_cases_open_in_many_threads_while_the_collector_calls_python(built):
+    _, store = built
+
+    def opened(_):
+        return [open_cache(store.cache, name, store.entry(name).files).image.shape for name in store.names]
+
+    def callback(*_):
+        # Long enough for another thread to take over: JAX has such a callback, and the header of an array is parsed to an `ast` meanwhile.
+        sum(range(100))
+
+    threshold, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.callbacks.append(callback)
+    try:
+        gc.set_threshold(5)
+        sys.setswitchinterval(1e-6)
+        with ThreadPoolExecutor(8) as threads:
+            shapes = list(threads.map(opened, range(200)))
+    finally:
+        gc.callbacks.remove(callback)
+        gc.set_threshold(*threshold)
+        sys.setswitchinterval(interval)
+    assert len(shapes) == 200 and all(each == shapes[0] for each in shapes)
 
 
 def test_a_damaged_dataset_is_made_again(copied, monkeypatch):
