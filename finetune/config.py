@@ -27,7 +27,8 @@ class FinetuneConfig:
     Attributes:
         store: folder of the prepared, labelled scans (`jaxseg prepare`).
         out: run folder.
-        init: model or run folder of a pretraining whose encoder is taken; "" trains from scratch.
+        init: model or run folder of a pretraining to start from; "" trains from scratch.
+        take: what of it: its "encoder", or the whole "network" but the head, where it is the same network (as of the objective "lesions").
         split: the pool of training cases: "" for every labelled case of the store, or "FILE.json:KEY".
         labels: train on the first so many cases of the pool; None for all.
         monitor: cases watched during training, "FILE.json:KEY"; never trained on. "" for none.
@@ -72,9 +73,10 @@ class FinetuneConfig:
     balanced: bool = False
     also: dict[str, float] = field(default_factory=dict)
     also_split: dict[str, str] = field(default_factory=dict)
+    take: Literal["encoder", "network"] = "encoder"
 
 
-_YOUNGER = ("label_every", "label_axis", "semi", "balanced", "also", "also_split")
+_YOUNGER = ("label_every", "label_axis", "semi", "balanced", "also", "also_split", "take")
 
 
 def stored(config: FinetuneConfig) -> dict[str, Any]:

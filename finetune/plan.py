@@ -22,6 +22,7 @@ def plan_config(plan: Plan, store: Path, out: Path, init: Path | None) -> Finetu
         store=str(store),
         out=str(out),
         init="" if init is None else str(init),
+        take="network" if init and plan.objective == "lesions" else "encoder",
         model=UNETRConfig(encoder=encoder, feature=plan.feature, stride=plan.stride),
         batch=plan.finetune_batch,
         loss=LossConfig(batch_dice=True),

@@ -17,7 +17,7 @@ from finetune.semi.companion import PairedLoader, advance_with, first_extra, poo
 from finetune.semi.config import SemiConfig
 from finetune.semi.mean_teacher import mean_teacher
 from finetune.semi.pseudo_labels import pseudo_labels
-from finetune.transfer import Transfer, take_encoder
+from finetune.transfer import Transfer, take_encoder, take_network
 from jaxseg.audit import card_of, refuse_overlap
 from jaxseg.config import as_json
 from jaxseg.data.catalog import Store, open_store
@@ -156,7 +156,7 @@ def _initial(config: FinetuneConfig, model: ModelConfig, store: Store, classes: 
     params = start_at_prior(params, classes)
     if not config.init:
         return params
-    transfer = _take(params, model, store, Path(config.init))
+    transfer = _take(params, model, store, Path(config.init), config.take)
     print(transfer.describe())
     return transfer.params
 
@@ -181,10 +181,13 @@ def crop_of(model: ModelConfig) -> tuple[int, int, int]:
     return model.crop if isinstance(model, UNetConfig) else model.encoder.crop
 
 
-def _take(params: Any, model: ModelConfig, store: Store, init: Path) -> Transfer:
+def _take(params: Any, model: ModelConfig, store: Store, init: Path, what: str) -> Transfer:
     if isinstance(model, UNetConfig):
         raise ConfigError("a U-Net is trained from scratch: leave --init out, or choose a network with a ViT encoder")
     source = load_model(init / "model" if (init / "model" / "model.json").is_file() else init)
+    if what == "network":
+        names = {"channels": store.recipe.channels, "source_channels": source.card["channels"]}
+        return take_network(params, nnx.state(source.network), **names)
     return take_encoder(
         params,
         model.encoder,
@@ -206,7 +209,7 @@ def _card(
         "regions": store.recipe.regions,
         "crop": list(crop_of(model)),
         "training": {
-            "init": "pretrained encoder" if config.init else "scratch",
+            "init": f"pretrained {config.take}" if config.init else "scratch",
             "steps": config.loop.steps,
             "batch": config.batch,
             "seed": config.seed,

@@ -1,4 +1,4 @@
-"""The encoder of a pretraining, taken by name into a network for segmentation. Called by `finetune.train`.
+"""The encoder of a pretraining, or its whole network but the head, taken by name into one for segmentation. Called by `finetune.train`.
 
 Arrays whose names and shapes agree are copied. Two may be adapted: the patch embedding, to other channels, and a learned position table, to
 another token grid. Anything else that differs is refused with a table.
@@ -17,6 +17,7 @@ from jaxseg.train import array_names
 from jaxseg.zoo.channels import adapt_channels
 
 PREFIX = "encoder."
+HEAD = "head."
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Transfer:
     def describe(self) -> str:
         """One line for the log."""
         changed = "".join(f"; {name}: {how}" for name, how in self.adapted.items())
-        return f"{len(self.taken) + len(self.adapted)} encoder arrays taken from the pretraining{changed}"
+        return f"{len(self.taken) + len(self.adapted)} arrays taken from the pretraining{changed}"
 
 
 def take_encoder(
@@ -70,7 +71,27 @@ def take_encoder(
     if table in offered and table in wanted and config.grid != source_config.grid:
         offered[table] = resize_table(offered[table], config.grid)
         adapted[table] = f"token grid {source_config.grid} → {config.grid}"
-    _refuse_differences(offered, wanted)
+    _refuse_differences(offered, wanted, "encoder does not fit this network (give it the same width, depth, token and positions)")
+    return _replaced(params, offered, adapted)
+
+
+def take_network(params: Any, source: Any, *, channels: Sequence[str], source_channels: Sequence[str]) -> Transfer:
+    """Put all arrays of `source` but those of its head into `params`, which must be those of the same network for the same channels.
+
+    Raises:
+        CheckpointError: other channels, or an array that is missing, left over or of another shape; the message is a table of all of them.
+    """
+    if tuple(channels) != tuple(source_channels):
+        raise CheckpointError(
+            f"a whole network is taken for the same channels alone: it has {', '.join(source_channels)}, the scans have "
+            f"{', '.join(channels)}; take its encoder instead (--take encoder)"
+        )
+    offered, wanted = ({name: leaf for name, leaf in _named(tree).items() if not name.startswith(HEAD)} for tree in (source, params))
+    _refuse_differences(offered, wanted, "network is not this one (give it the same settings, or take its encoder alone: --take encoder)")
+    return _replaced(params, offered, {})
+
+
+def _replaced(params: Any, offered: dict[str, Any], adapted: dict[str, str]) -> Transfer:
     leaves, structure = jax.tree.flatten(params)
     new = [jnp.asarray(offered[name], leaf.dtype) if name in offered else leaf for name, leaf in zip(array_names(params), leaves)]
     taken = tuple(name for name in offered if name not in adapted)
@@ -87,7 +108,7 @@ def _named(tree: Any) -> dict[str, Any]:
     return dict(zip(array_names(tree), jax.tree.leaves(tree)))
 
 
-def _refuse_differences(offered: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _refuse_differences(offered: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
     rows = []
     for name in sorted(offered.keys() | wanted.keys()):
         have, need = (str(tuple(each[name].shape)) if name in each else "none" for each in (offered, wanted))
@@ -95,7 +116,4 @@ def _refuse_differences(offered: dict[str, Any], wanted: dict[str, Any]) -> None
             rows.append(f"  {name:44s} {have:>22s} {need:>22s}")
     if rows:
         head = f"  {'array':44s} {'in the pretraining':>22s} {'in this network':>22s}"
-        raise CheckpointError(
-            "the pretrained encoder does not fit this network (give it the same width, depth, token and positions):\n"
-            + "\n".join([head, *rows])
-        )
+        raise CheckpointError(f"the pretrained {what}:\n" + "\n".join([head, *rows]))

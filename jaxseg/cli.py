@@ -65,6 +65,7 @@ def _call_run(known, _rest) -> int:
         seed=known.seed,
         allow_overlap=known.allow_overlap,
         keep_names=known.keep_names,
+        objective=known.objective,
     )
     summary = run_main_job(job, _trainers())
     return PARTIAL if summary["index"]["left_out"] else 0

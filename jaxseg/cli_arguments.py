@@ -49,6 +49,12 @@ def _run(verbs) -> None:
     parser.add_argument("--spacing", type=_spacing, help="working voxel size in mm, such as 1,1,3 (default: from the scans)")
     parser.add_argument("--keep-names", action="store_true", help=_KEEP_NAMES)
     parser.add_argument("--allow-overlap", action="store_true", help="go on where test scans lie among the unlabelled ones")
+    parser.add_argument(
+        "--objective",
+        choices=("mae", "lesions"),
+        default="mae",
+        help="what is learned from the unlabelled scans: to restore what is hidden of them, or to outline artificial lesions (default: %(default)s)",
+    )
     parser.add_argument("--minutes", type=float, default=20.0, help="about how long training may take on two cores (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
 

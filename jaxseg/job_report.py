@@ -18,6 +18,19 @@ from jaxseg.report import Figure, Section, Table, Text
 from jaxseg.train.log import read_log
 
 ARMS = ("pretrained", "scratch")
+# By objective: name of the curve, of its axis, and what it shows.
+_PRETRAINING = {
+    "mae": (
+        "masked autoencoder",
+        "loss on hidden voxels",
+        "Pretraining: mean squared error on hidden voxels of the body (1 = predicting the mean).",
+    ),
+    "lesions": (
+        "artificial lesions",
+        "Dice + cross-entropy loss",
+        "Pretraining without labels: outlining artificial lesions drawn into the scans, near each of them.",
+    ),
+}
 
 
 def draw_report(out: str | Path) -> Path:
@@ -27,14 +40,20 @@ def draw_report(out: str | Path) -> Path:
         raise InputError(f"{out}: no finished job here (no summary.json); run `jaxseg demo` or `jaxseg run` with --out {out} to its end")
     summary, job, plan = (read_json(out / name) for name in ("summary.json", "job.json", "plan.json"))
     stages = read_json(out / "stages.json")["seconds"]
-    sections = [*_scores(summary, out), *_overlays(summary, job, plan, out), _curves(out), _archive(summary), _how(plan, stages, summary)]
+    sections = [
+        *_scores(summary, out),
+        *_overlays(summary, job, plan, out),
+        _curves(plan, out),
+        _archive(summary),
+        _how(plan, stages, summary),
+    ]
     return report.write_page(out / "report.html", "Segmentation from few labels", _lead(summary), sections)
 
 
 def _lead(summary: dict[str, Any]) -> str:
     cases = summary["cases"]
     text = (
-        f"An encoder was pretrained on {cases['unlabelled']} scans without labels and fine-tuned on {cases['train']} labelled ones; the same "
+        f"A network was pretrained on {cases['unlabelled']} scans without labels and fine-tuned on {cases['train']} labelled ones; the same "
         f"network was also trained from scratch with the same steps. Both were tested on {cases['test']} other scans."
     )
     if summary["pretrained"]["dice"] is not None:
@@ -125,14 +144,12 @@ def _gray(volume: Volume) -> np.ndarray:
     return np.asarray(volume.array[..., 0], np.float32)
 
 
-def _curves(out: Path) -> Section:
+def _curves(plan: dict[str, Any], out: Path) -> Section:
     parts: list[Text | Figure | Table] = []
     log = read_log(out / "pretrain" / "log.jsonl")
     points = [(line["step"], line["loss"]) for line in log if line.get("loss") is not None]
-    png = report.curve_figure({"masked autoencoder": points}, ylabel="loss on hidden voxels")
-    parts.append(
-        Figure(png, "pretraining loss by step", "Pretraining: mean squared error on hidden voxels of the body (1 = predicting the mean).")
-    )
+    name, ylabel, caption = _PRETRAINING[plan.get("objective", "mae")]
+    parts.append(Figure(report.curve_figure({name: points}, ylabel=ylabel), "pretraining loss by step", caption))
     for picture in sorted((out / "pretrain" / "pictures").glob("step_*.png"))[-1:]:
         caption = "One crop at the end of pretraining: what the encoder saw, what was made of it, the scan, and the difference around grey."
         parts.append(Figure(picture.read_bytes(), "a crop in three planes: seen by the encoder, reconstructed, as scanned", caption))

@@ -8,9 +8,9 @@ import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -38,7 +38,7 @@ _NOT_REMEMBERED = ("out", "allow_overlap")  # settings that change no result
 
 @dataclass(frozen=True)
 class MainJob:
-    """What the user asked for; see `jaxseg run --help`. `max_voxels` bounds a typical scan on the working grid."""
+    """What the user asked for; see `jaxseg run --help`. `max_voxels` bounds a typical scan on the working grid; `signal` is that of `Plan`."""
 
     unlabelled: Path
     labelled: Path
@@ -53,6 +53,8 @@ class MainJob:
     max_voxels: int = 600_000
     keep_names: bool = False
     allow_overlap: bool = False
+    objective: Literal["mae", "lesions"] = "mae"
+    signal: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ def _remember(job: MainJob) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value.resolve())
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -213,7 +217,9 @@ def _plan(job: MainJob, inputs: Inputs) -> Plan:
     recipe = guess_recipe(inputs.labelled, max_voxels=job.max_voxels)
     if job.spacing is not None:
         recipe = dataclasses.replace(recipe, spacing=job.spacing)
-    plan = make_plan(recipe, minutes=job.minutes, seed=job.seed, devices=jax.local_device_count())
+    plan = make_plan(
+        recipe, minutes=job.minutes, seed=job.seed, devices=jax.local_device_count(), objective=job.objective, signal=job.signal
+    )
     write_json(path, as_json(plan))
     return plan
 

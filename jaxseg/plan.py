@@ -4,8 +4,9 @@ Made by `pipeline`, taken by `pretrain.plan` and `finetune.plan`.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from jaxseg.config import from_json
 from jaxseg.data.preprocess import Recipe
@@ -15,6 +16,9 @@ from jaxseg.errors import ConfigError
 # makes, prepares, segments and evaluates. docs/results.md has the runs.
 PRETRAIN_STEPS = 80
 FINETUNE_STEPS = 40
+# Outlining artificial lesions trains a whole network, and half of the time goes to it: what it brings is most in a short fine-tuning.
+LESION_STEPS = 60
+LESION_FINETUNE_STEPS = 15
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Plan:
         feature, stride: of the UNETR's convolutional path.
         layer_decay: of the learning rate of a pretrained encoder; one that starts from scratch learns everywhere alike.
         minutes, seed: what was asked for.
+        objective: of the pretraining: "mae", or "lesions", of which the whole network is taken.
+        signal: what is known of the lesions' signal, see `pretrain.implants.Lesions`; of "lesions" alone.
     """
 
     recipe: Recipe
@@ -49,6 +55,8 @@ class Plan:
     layer_decay: float
     minutes: float
     seed: int
+    objective: Literal["mae", "lesions"] = "mae"
+    signal: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Plan":
@@ -56,7 +64,17 @@ class Plan:
         return from_json(cls, value)
 
 
-def make_plan(recipe: Recipe, *, minutes: float, seed: int, devices: int = 1, tokens: int = 8, side: int = 4) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    *,
+    minutes: float,
+    seed: int,
+    devices: int = 1,
+    tokens: int = 8,
+    side: int = 4,
+    objective: Literal["mae", "lesions"] = "mae",
+    signal: Mapping[str, tuple[float, float, float]] | None = None,
+) -> Plan:
     """A plan for small machines: `tokens` tokens along each axis, each about a cube of `side` voxels of the finest axis.
 
     An axis whose voxels are coarse gets fewer voxels a token (a power of two), so that anatomy keeps its proportions.
@@ -67,6 +85,7 @@ def make_plan(recipe: Recipe, *, minutes: float, seed: int, devices: int = 1, to
     """
     if not minutes > 0:
         raise ConfigError(f"--minutes {minutes}: expected a positive number")
+    lesions = objective == "lesions"
     finest = min(recipe.spacing)
     token = tuple(max(1, 2 ** round(math.log2(side * finest / spacing))) for spacing in recipe.spacing)
     return Plan(
@@ -76,17 +95,19 @@ def make_plan(recipe: Recipe, *, minutes: float, seed: int, devices: int = 1, to
         width=128,
         depth=6,
         heads=4,
-        pretrain_steps=max(20, round(minutes * PRETRAIN_STEPS)),
-        pretrain_batch=_multiple(8, devices),
-        finetune_steps=max(20, round(minutes * FINETUNE_STEPS)),
+        pretrain_steps=max(20, round(minutes * (LESION_STEPS if lesions else PRETRAIN_STEPS))),
+        pretrain_batch=_multiple(6 if lesions else 8, devices),
+        finetune_steps=max(20, round(minutes * (LESION_FINETUNE_STEPS if lesions else FINETUNE_STEPS))),
         finetune_batch=_multiple(4, devices),
-        pretrain_lr=1e-3,
-        finetune_lr=2e-3,
+        pretrain_lr=2e-3 if lesions else 1e-3,
+        finetune_lr=1.5e-3 if lesions else 2e-3,
         feature=16,
         stride=2,
-        layer_decay=0.75,
+        layer_decay=1.0 if lesions else 0.75,
         minutes=minutes,
         seed=seed,
+        objective=objective,
+        signal=dict(signal or {}),
     )
 
 

@@ -7,25 +7,34 @@ from jaxseg.models import MAEConfig, ViTConfig
 from jaxseg.plan import Plan
 from jaxseg.train import LoopConfig, OptimConfig
 from pretrain.config import PretrainConfig
+from pretrain.implants import Lesions
 from pretrain.train import pretrain
 
 
 def plan_config(plan: Plan, store: Path, out: Path) -> PretrainConfig:
-    """The masked autoencoder that the plan asks for: units of two tokens hidden, a quarter seen, a narrow decoder."""
+    """What the plan asks for: a masked autoencoder (units of two tokens hidden, a quarter seen, a narrow decoder), or artificial lesions."""
     # remat: on CPU recomputing a block is cheaper than the page faults of keeping it
     encoder = ViTConfig(crop=plan.crop, token=plan.token, width=plan.width, depth=plan.depth, heads=plan.heads, remat=True)
     return PretrainConfig(
         store=str(store),
         out=str(out),
+        objective=plan.objective,
         model=MAEConfig(encoder=encoder, decoder_width=96, decoder_depth=2, decoder_heads=3, predict=0.5),
         batch=plan.pretrain_batch,
         augment=Augment.light(),
         optim=OptimConfig(lr=plan.pretrain_lr, warmup=plan.pretrain_steps // 20),
         loop=LoopConfig(steps=plan.pretrain_steps, save_every=max(50, plan.pretrain_steps // 8), seed=plan.seed),
         seed=plan.seed,
+        lesions=_lesions(plan) if plan.objective == "lesions" else None,
     )
 
 
+def _lesions(plan: Plan) -> Lesions:
+    """Under the decoder that fine-tuning has. A signal that is known leaves less to chance."""
+    spread = 0.5 if plan.signal else Lesions.spread
+    return Lesions(spread=spread, signal=plan.signal, feature=plan.feature, stride=plan.stride)
+
+
 def run(plan: Plan, store: Path, out: Path) -> Path:
-    """Pretrain as planned; returns the model folder with the encoder."""
+    """Pretrain as planned; returns the model folder."""
     return pretrain(plan_config(plan, store, out))

@@ -22,6 +22,7 @@ from jaxseg.train.log import TrainingProgressProtocol
 from jaxseg.zoo import save_model
 from jaxseg.zoo.registry import network_of
 from pretrain.config import PretrainConfig
+from pretrain.implants import Lesions
 from pretrain.objectives import OBJECTIVES
 from pretrain.pictures import make_pictures
 from pretrain.probe import evaluated, make_probe
@@ -43,7 +44,8 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
     others = open_others(config.also, config.also_split, labelled=False)
     sources = (Source(store, names), *others)
     model_config, objective = adapt(config.model, store), OBJECTIVES[config.objective]
-    network = objective.settings(model_config, config.contrast)
+    lesions = config.lesions or Lesions()
+    network = objective.settings(model_config, config.contrast, lesions)
     optim = dataclasses.replace(config.optim, steps=max(1, config.loop.steps))
     drawing = ("pictures.keep", "pictures.case", "pictures.channel")
     with RunFolder.open(config.out, {**as_json(config), "names": list(names), **names_drawn(others)}, may_change=drawing) as run:
@@ -55,7 +57,14 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
         layout = Layout(config.layout, fsdp=config.fsdp)
         state = layout.place(objective.start(params, optimizer))
         step = objective.make_step(
-            graph, config.augment, optimizer, weights=config.weights, momentum=config.momentum, accumulate=config.accumulate
+            graph,
+            config.augment,
+            optimizer,
+            weights=config.weights,
+            momentum=config.momentum,
+            accumulate=config.accumulate,
+            lesions=lesions,
+            channels=store.recipe.channels,
         )
         loader = CropLoader(
             sources,

@@ -1,6 +1,6 @@
 """What an encoder learns from without labels: one file an objective, each with `make_loss(graph, …)` and its `OBJECTIVE`."""
 
-from pretrain.objectives import contrastive, latent, mae, mae_latent, simclr, simmim
+from pretrain.objectives import contrastive, latent, lesions, mae, mae_latent, simclr, simmim
 from pretrain.objectives.objective import Contrast, Objective
 
 __all__ = ["OBJECTIVES", "Contrast", "Objective"]
@@ -12,4 +12,5 @@ OBJECTIVES: dict[str, Objective] = {
     "mae_latent": mae_latent.OBJECTIVE,
     "contrastive": contrastive.OBJECTIVE,
     "simclr": simclr.OBJECTIVE,
+    "lesions": lesions.OBJECTIVE,
 }

@@ -13,6 +13,7 @@ from jaxseg.data.augment import Augment
 from jaxseg.models import MAEConfig
 from jaxseg.train import TrainState, make_step
 from jaxseg.train.step import Loss, Step
+from pretrain.implants import Lesions
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,20 @@ class Objective(NamedTuple):
         across: whether the loss compares samples all the same. It then takes the devices' `axis` too, sees everybody's features by
             `jaxseg.train.parallel.gather`, sums over its own samples alone, and is never accumulated.
         contrasts: whether `network` takes a `Contrast` as its second argument.
+        implants: whether `network` takes `Lesions` as its second argument, and `make_loss` those and the channels' names as its third and fourth.
     """
 
     network: Callable[..., Any]
-    make_loss: Callable[[Any, Augment], Loss]
+    make_loss: Callable[..., Loss]
     teacher: Callable[[Any], Any] | None = None
     across: bool = False
     contrasts: bool = False
+    implants: bool = False
 
-    def settings(self, model: MAEConfig, contrast: Contrast = Contrast()) -> Any:
+    def settings(self, model: MAEConfig, contrast: Contrast = Contrast(), lesions: Lesions | None = None) -> Any:
         """The config of the network that is trained, from a run's settings."""
-        return self.network(model, contrast) if self.contrasts else self.network(model)
+        more = (contrast,) if self.contrasts else (lesions or Lesions(),) if self.implants else ()
+        return self.network(model, *more)
 
     def start(self, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
         """The state before the first step; a teacher starts as a copy of its student."""
@@ -68,10 +72,13 @@ class Objective(NamedTuple):
         weights: Mapping[str, float] | None = None,
         momentum: float = 0.996,
         accumulate: int = 1,
+        lesions: Lesions | None = None,
+        channels: tuple[str, ...] = (),
     ) -> Step:
         """The training step; a teacher becomes `momentum * teacher + (1 - momentum) * student` after each. `weights`: factor of each term."""
         advance = None if self.teacher is None else partial(_average, self.teacher, momentum)
-        loss = self.make_loss(graph, augmentation)
+        more = (lesions or Lesions(), channels) if self.implants else ()
+        loss = self.make_loss(graph, augmentation, *more)
         return make_step(loss, optimizer, weights=weights, advance=advance, accumulate=accumulate, across=self.across)
 
 

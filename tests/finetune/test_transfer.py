@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from finetune.transfer import resize_table, take_encoder
+from finetune.transfer import resize_table, take_encoder, take_network
 from jaxseg.errors import CheckpointError
 from jaxseg.models import MAE, UNETR, MAEConfig, UNETRConfig, ViT, ViTConfig
 from jaxseg.models.resunet import ResUNet, ResUNetConfig
@@ -36,6 +36,20 @@ def test_every_encoder_array_is_taken_and_nothing_else_changes():
     for name, array in after.items():
         expected = named(source)[name] if name.startswith("encoder.") else before[name]
         np.testing.assert_array_equal(array, expected, err_msg=name)
+
+
+def test_a_whole_network_is_taken_but_its_head():
+    source, target = unetr(seed=1), unetr(seed=2)
+    before, after = named(target), named(take_network(target, source, channels="ab", source_channels="ab").params)
+    for name, array in after.items():
+        np.testing.assert_array_equal(array, before[name] if name.startswith("head.") else named(source)[name], err_msg=name)
+
+
+def test_a_network_that_is_another_or_for_other_channels_is_refused():
+    with pytest.raises(CheckpointError, match="(?s)network is not this one.*decoder"):
+        take_network(unetr(), mae(), channels="ab", source_channels="ab")
+    with pytest.raises(CheckpointError, match="same channels alone: it has b, a, the scans have a, b.*--take encoder"):
+        take_network(unetr(), unetr(seed=1), channels="ab", source_channels="ba")
 
 
 def test_a_bare_encoder_is_taken_as_the_encoder():

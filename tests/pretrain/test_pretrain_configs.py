@@ -40,6 +40,7 @@ TERMS = {
     "mae_latent": {"mae", "latent"},
     "contrastive": {"position", "apart"},
     "simclr": {"simclr"},
+    "lesions": {"dice", "cross_entropy"},
 }
 
 
@@ -69,6 +70,14 @@ def test_options_of_the_masked_autoencoder_are_options_of_the_command_line(optio
     config = load_config("brain_mae", "pretrain", PretrainConfig, f"{SMALL} {options}".split())
     assert {name: getattr(config.model, name) for name in expected} == expected
     assert config.augment == Augment.light() and terms_of(config) == {"mae"}
+
+
+def test_options_of_artificial_lesions_are_options_of_the_command_line():
+    config = load_config(
+        "brain_lesions", "pretrain", PretrainConfig, "--lesions.radius 3 9 --lesions.signal T1 1 0.5 -2 --lesions.feature 8".split()
+    )
+    assert config.lesions is not None and config.lesions.radius == (3.0, 9.0) and config.lesions.signal == {"T1": (1.0, 0.5, -2.0)}
+    assert OBJECTIVES["lesions"].settings(config.model, lesions=config.lesions).feature == 8
 
 
 def test_weights_pictures_and_probes_are_options_of_the_command_line():
