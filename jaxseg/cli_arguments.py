@@ -53,7 +53,7 @@ def _run(verbs) -> None:
         "--objective",
         choices=("mae", "lesions"),
         default="mae",
-        help="what is learned from the unlabelled scans: to restore what is hidden of them, or to outline artificial lesions (default: %(default)s)",
+        help="what pretraining learns: to restore hidden voxels, or to outline artificial lesions (no gain measured) (default: %(default)s)",
     )
     parser.add_argument("--minutes", type=float, default=20.0, help="about how long training may take on two cores (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)

@@ -8,7 +8,7 @@ import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ _NOT_REMEMBERED = ("out", "allow_overlap")  # settings that change no result
 
 @dataclass(frozen=True)
 class MainJob:
-    """What the user asked for; see `jaxseg run --help`. `max_voxels` bounds a typical scan on the working grid; `signal` is that of `Plan`."""
+    """What the user asked for; see `jaxseg run --help`. `max_voxels` bounds a typical scan on the working grid."""
 
     unlabelled: Path
     labelled: Path
@@ -54,7 +54,6 @@ class MainJob:
     keep_names: bool = False
     allow_overlap: bool = False
     objective: Literal["mae", "lesions"] = "mae"
-    signal: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,9 @@ def _remember(job: MainJob) -> None:
         write_json(path, wanted)
         return
     before = read_json(path)
-    changed = [f"{name}: {before.get(name)} then, {value} now" for name, value in wanted.items() if before.get(name) != value]
+    # A setting that did not exist when the job began meant what is now its default.
+    before = {field.name: _plain(field.default) for field in dataclasses.fields(job) if field.name not in _NOT_REMEMBERED} | before
+    changed = [f"{name}: {before[name]} then, {value} now" for name, value in wanted.items() if before[name] != value]
     if changed:
         raise ConfigError(
             f"{job.out}: this folder holds a job with other settings ({'; '.join(changed)}); choose another --out, or set them back"
@@ -150,8 +151,6 @@ def _remember(job: MainJob) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value.resolve())
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -218,7 +217,11 @@ def _plan(job: MainJob, inputs: Inputs) -> Plan:
     if job.spacing is not None:
         recipe = dataclasses.replace(recipe, spacing=job.spacing)
     plan = make_plan(
-        recipe, minutes=job.minutes, seed=job.seed, devices=jax.local_device_count(), objective=job.objective, signal=job.signal
+        recipe,
+        minutes=job.minutes,
+        seed=job.seed,
+        devices=jax.local_device_count(),
+        objective=job.objective,
     )
     write_json(path, as_json(plan))
     return plan

@@ -25,14 +25,8 @@ def plan_config(plan: Plan, store: Path, out: Path) -> PretrainConfig:
         optim=OptimConfig(lr=plan.pretrain_lr, warmup=plan.pretrain_steps // 20),
         loop=LoopConfig(steps=plan.pretrain_steps, save_every=max(50, plan.pretrain_steps // 8), seed=plan.seed),
         seed=plan.seed,
-        lesions=_lesions(plan) if plan.objective == "lesions" else None,
+        lesions=Lesions(feature=plan.feature, stride=plan.stride) if plan.objective == "lesions" else None,
     )
-
-
-def _lesions(plan: Plan) -> Lesions:
-    """Under the decoder that fine-tuning has. A signal that is known leaves less to chance."""
-    spread = 0.5 if plan.signal else Lesions.spread
-    return Lesions(spread=spread, signal=plan.signal, feature=plan.feature, stride=plan.stride)
 
 
 def run(plan: Plan, store: Path, out: Path) -> Path:

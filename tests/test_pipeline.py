@@ -72,6 +72,25 @@ def test_the_report_is_one_page_without_anything_fetched(job, summary):
 
 
 @pytest.mark.slow
+def test_artificial_lesions_pretrain_the_whole_network(job, tmp_path):
+    job = dataclasses.replace(job, out=tmp_path / "out", objective="lesions")
+    run_main_job(job, _trainers())
+    assert jaxseg.load_model(job.out / "models" / "pretrained").card["training"]["init"] == "pretrained network"
+    assert "outlining artificial lesions" in (job.out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_job_from_before_a_setting_existed_goes_on(job, summary):
+    path = job.out / "job.json"
+    whole = path.read_text()
+    path.write_text(json.dumps({name: value for name, value in json.loads(whole).items() if name != "objective"}))
+    assert run_main_job(job, _trainers())["cases"] == summary["cases"]
+    with pytest.raises(ConfigError, match="objective: mae then, lesions now"):
+        run_main_job(dataclasses.replace(job, objective="lesions"), _trainers())
+    path.write_text(whole)
+
+
+@pytest.mark.slow
 def test_the_same_command_again_keeps_everything_and_a_changed_one_is_refused(job, summary):
     kept = [path for path in job.out.rglob("*") if path.suffix in (".safetensors", ".npy", ".gz")]
     before = {path: path.stat().st_mtime_ns for path in kept if "models" not in path.parts}

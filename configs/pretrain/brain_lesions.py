@@ -2,7 +2,7 @@
 
 jaxseg prepare IXI --out runs/brain/store
 jaxseg pretrain brain_lesions --store runs/brain/store --out runs/brain/lesions
-python -m finetune CONFIG --init runs/brain/lesions --take network
+jaxseg finetune brain --store runs/brain/store --init runs/brain/lesions --take network --labels 5 --out runs/brain/finetune
 
 A UNETR on the encoder of `brain_mae` is trained whole; nothing is known beforehand of the lesions' signal.
 

@@ -21,7 +21,7 @@ MAX_FOREGROUND = 10_000
 IGNORE = 255
 AGAIN = "run `jaxseg prepare` again: it mends the cache from the dataset beside it"
 
-# NumPy reads the header of an array with `ast.literal_eval`. Before Python 3.13 the depth of that parser is counted once for all threads, so two
+# NumPy reads the header of an array with `ast.literal_eval`. In Python 3.11 the depth of that parser is counted once for all threads, so two
 # readers at once can end in a SystemError (cpython issue 106905) when the garbage collector calls back into Python, as it does where JAX is loaded.
 _ONE_HEADER_AT_A_TIME = threading.Lock()
 

@@ -31,7 +31,7 @@ def make_loss(graph: nnx.GraphDef, augmentation: Augment, lesions: Lesions | Non
     Every crop that holds body is augmented and gets a lesion. Dice is taken per sample and layer; only voxels near the lesion count.
     """
     looks = lesions or Lesions()
-    expected = jnp.asarray(looks.expected(channels), jnp.float32) if channels else jnp.zeros((LAYERS, 1), jnp.float32)
+    expected = jnp.asarray(looks.expected(channels), jnp.float32) if channels or looks.signal else jnp.zeros((LAYERS, 1), jnp.float32)
 
     def loss(params: Any, batch: dict[str, Any], keys: Any, extra: Any) -> dict[str, Any]:
         model = nnx.merge(graph, params)
