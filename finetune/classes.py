@@ -27,6 +27,16 @@ class Classes:
             return cls(tuple(recipe.classes), tuple(recipe.classes.values()))
         return cls(tuple(sorted(recipe.classes, key=lambda name: recipe.classes[name])), None)
 
+    def outlines(self, count: int) -> tuple[int | None, ...]:
+        """Which of `count` outlines, each inside the one before, every output starts from where a network that draws such outlines is taken.
+
+        Regions in order of their number of values, the largest from the first; every exclusive class from the first, the background from none.
+        """
+        if self.regions is None:
+            return (None, *(0 for _ in self.names))
+        order = sorted(range(len(self.regions)), key=lambda index: -len(self.regions[index]))  # type: ignore[index]
+        return tuple(min(order.index(index), count - 1) for index in range(len(self.regions)))
+
     @property
     def outputs(self) -> int:
         """Channels of the logits: one a region, or one a class and one for the background."""

@@ -186,8 +186,13 @@ def _take(params: Any, model: ModelConfig, store: Store, init: Path, what: str) 
         raise ConfigError("a U-Net is trained from scratch: leave --init out, or choose a network with a ViT encoder")
     source = load_model(init / "model" if (init / "model" / "model.json").is_file() else init)
     if what == "network":
-        names = {"channels": store.recipe.channels, "source_channels": source.card["channels"]}
-        return take_network(params, nnx.state(source.network), **names)
+        return take_network(
+            params,
+            nnx.state(source.network),
+            channels=store.recipe.channels,
+            source_channels=source.card["channels"],
+            outlines=Classes.of(store.recipe).outlines(getattr(source.config, "num_classes", 1)),
+        )
     return take_encoder(
         params,
         model.encoder,

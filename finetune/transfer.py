@@ -1,7 +1,7 @@
-"""The encoder of a pretraining, or its whole network but the head, taken by name into one for segmentation. Called by `finetune.train`.
+"""The encoder of a pretraining, or its whole network, taken by name into one for segmentation. Called by `finetune.train`.
 
-Arrays whose names and shapes agree are copied. Two may be adapted: the patch embedding, to other channels, and a learned position table, to
-another token grid. Anything else that differs is refused with a table.
+Arrays whose names and shapes agree are copied. Three may be adapted: the patch embedding, to other channels, a learned position table, to
+another token grid, and a head, to other outputs. Anything else that differs is refused with a table.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from jaxseg.train import array_names
 from jaxseg.zoo.channels import adapt_channels
 
 PREFIX = "encoder."
-HEAD = "head."
+HEAD, HEAD_BIAS = "head.kernel", "head.bias"
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,17 @@ def take_encoder(
     return _replaced(params, offered, adapted)
 
 
-def take_network(params: Any, source: Any, *, channels: Sequence[str], source_channels: Sequence[str]) -> Transfer:
-    """Put all arrays of `source` but those of its head into `params`, which must be those of the same network for the same channels.
+def take_network(
+    params: Any, source: Any, *, channels: Sequence[str], source_channels: Sequence[str], outlines: Sequence[int | None]
+) -> Transfer:
+    """Put all arrays of `source` into `params`, which must be those of the same network for the same channels, but perhaps other outputs.
+
+    Args:
+        params: parameters of the network to fine-tune.
+        source: parameters of the pretrained network, whose outputs are outlines.
+        channels, source_channels: names of the input channels.
+        outlines: which of the source's outputs each output starts from (`Classes.outlines`); None for one that starts as a constant. The head's
+            biases stay those of `params`, which know how rare each label is.
 
     Raises:
         CheckpointError: other channels, or an array that is missing, left over or of another shape; the message is a table of all of them.
@@ -86,9 +95,25 @@ def take_network(params: Any, source: Any, *, channels: Sequence[str], source_ch
             f"a whole network is taken for the same channels alone: it has {', '.join(source_channels)}, the scans have "
             f"{', '.join(channels)}; take its encoder instead (--take encoder)"
         )
-    offered, wanted = ({name: leaf for name, leaf in _named(tree).items() if not name.startswith(HEAD)} for tree in (source, params))
+    offered, wanted = _named(source), _named(params)
+    adapted = {}
+    if HEAD in offered and HEAD in wanted:
+        voxels = wanted[HEAD].shape[-1] // len(outlines)
+        offered[HEAD] = head_of_outlines(offered[HEAD], voxels, outlines)
+        adapted[HEAD] = "outputs " + ", ".join("0" if each is None else f"outline {each + 1}" for each in outlines)
+        offered[HEAD_BIAS] = wanted[HEAD_BIAS]
     _refuse_differences(offered, wanted, "network is not this one (give it the same settings, or take its encoder alone: --take encoder)")
-    return _replaced(params, offered, {})
+    return _replaced(params, {name: leaf for name, leaf in offered.items() if name != HEAD_BIAS}, adapted)
+
+
+def head_of_outlines(kernel: Any, voxels: int, outlines: Sequence[int | None]) -> jax.Array:
+    """A head's kernel `(1, 1, 1, f, voxels * outputs)` of another's `(1, 1, 1, f, voxels * outlines)`, zeros where an output has no outline.
+
+    Voxels that share a place (`depth_to_space`) come before outputs.
+    """
+    found = jnp.asarray(kernel).reshape(*kernel.shape[:-1], voxels, -1)
+    columns = [jnp.zeros_like(found[..., 0]) if each is None else found[..., each] for each in outlines]
+    return jnp.stack(columns, -1).reshape(*kernel.shape[:-1], -1)
 
 
 def _replaced(params: Any, offered: dict[str, Any], adapted: dict[str, str]) -> Transfer:

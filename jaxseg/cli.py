@@ -66,6 +66,7 @@ def _call_run(known, _rest) -> int:
         allow_overlap=known.allow_overlap,
         keep_names=known.keep_names,
         objective=known.objective,
+        signal=dict(known.signal) if known.signal else None,
     )
     summary = run_main_job(job, _trainers())
     return PARTIAL if summary["index"]["left_out"] else 0

@@ -53,7 +53,15 @@ def _run(verbs) -> None:
         "--objective",
         choices=("mae", "lesions"),
         default="mae",
-        help="what pretraining learns: to restore hidden voxels, or to outline artificial lesions (no gain measured) (default: %(default)s)",
+        help="what pretraining learns: to restore hidden voxels, or to outline artificial lesions (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--signal",
+        type=_signal,
+        action="append",
+        metavar="CHANNEL=MARGIN,LIVING,DEAD",
+        help="of artificial lesions in one channel: how far their margin, living and dead part lie above the tissue around, in standard "
+        "deviations, such as FLAIR=1.8,1,0; once a channel (default: any signal)",
     )
     parser.add_argument("--minutes", type=float, default=20.0, help="about how long training may take on two cores (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -208,6 +216,17 @@ def _setting(text: str) -> tuple[str, object]:
         except json.JSONDecodeError:
             continue
     return name, value
+
+
+def _signal(text: str) -> tuple[str, tuple[float, ...]]:
+    channel, _, numbers = text.rpartition("=")
+    try:
+        values = tuple(float(part) for part in numbers.split(","))
+    except ValueError:
+        values = ()
+    if not channel or len(values) != 3:
+        raise argparse.ArgumentTypeError(f"expected a channel and three numbers such as FLAIR=1.8,1,0, found {text!r}")
+    return channel, values
 
 
 def _spacing(text: str) -> tuple[float, ...]:

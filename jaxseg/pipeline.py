@@ -38,7 +38,7 @@ _NOT_REMEMBERED = ("out", "allow_overlap")  # settings that change no result
 
 @dataclass(frozen=True)
 class MainJob:
-    """What the user asked for; see `jaxseg run --help`. `max_voxels` bounds a typical scan on the working grid."""
+    """What the user asked for; see `jaxseg run --help`. `max_voxels` bounds a typical scan on the working grid, `signal` is that of a `Plan`."""
 
     unlabelled: Path
     labelled: Path
@@ -54,6 +54,7 @@ class MainJob:
     keep_names: bool = False
     allow_overlap: bool = False
     objective: Literal["mae", "lesions"] = "mae"
+    signal: dict[str, tuple[float, float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ def _remember(job: MainJob) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value.resolve())
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -222,6 +225,7 @@ def _plan(job: MainJob, inputs: Inputs) -> Plan:
         seed=job.seed,
         devices=jax.local_device_count(),
         objective=job.objective,
+        signal=job.signal,
     )
     write_json(path, as_json(plan))
     return plan

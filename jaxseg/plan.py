@@ -4,7 +4,7 @@ Made by `pipeline`, taken by `pretrain.plan` and `finetune.plan`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxseg.config import from_json
@@ -15,8 +15,9 @@ from jaxseg.errors import ConfigError
 # makes, prepares, segments and evaluates. docs/results.md has the runs.
 PRETRAIN_STEPS = 80
 FINETUNE_STEPS = 40
-# Outlining artificial lesions trains a whole network: a step of 6 crops took half a second where one of the masked autoencoder takes about a fifth.
-LESION_STEPS = 30
+# Outlining artificial lesions trains a whole network: a step of 6 crops takes half a second where one of the masked autoencoder takes about a fifth.
+# Half of the time goes there, and less into fine-tuning, which starts from outlines.
+LESION_STEPS, LESION_FINETUNE_STEPS = 60, 15
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Plan:
         feature, stride: of the UNETR's convolutional path.
         layer_decay: of the learning rate of a pretrained encoder; one that starts from scratch learns everywhere alike.
         minutes, seed: what was asked for.
-        objective: of the pretraining: "mae", or "lesions", of which the whole network is taken.
+        objective: of the pretraining: "mae", or "lesions", of which the whole network is taken and which half of the time is for.
+        signal: what is known of the signal of the lesions looked for, by channel, see `pretrain.implants.Lesions`: how far margin, living and dead
+            part lie above the tissue around, in the units of the prepared scans. Empty: artificial lesions get any signal.
     """
 
     recipe: Recipe
@@ -53,6 +56,7 @@ class Plan:
     minutes: float
     seed: int
     objective: Literal["mae", "lesions"] = "mae"
+    signal: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Plan":
@@ -69,6 +73,7 @@ def make_plan(
     tokens: int = 8,
     side: int = 4,
     objective: Literal["mae", "lesions"] = "mae",
+    signal: dict[str, tuple[float, float, float]] | None = None,
 ) -> Plan:
     """A plan for small machines: `tokens` tokens along each axis, each about a cube of `side` voxels of the finest axis.
 
@@ -76,11 +81,15 @@ def make_plan(
     Batches are rounded up to a multiple of the `devices` that they are split over.
 
     Raises:
-        ConfigError: `minutes` is not positive.
+        ConfigError: `minutes` is not positive; `signal` of another objective than "lesions", or of a channel that the scans lack.
     """
     if not minutes > 0:
         raise ConfigError(f"--minutes {minutes}: expected a positive number")
     lesions = objective == "lesions"
+    if signal and not lesions:
+        raise ConfigError("--signal says what artificial lesions look like: it goes with --objective lesions")
+    if unknown := sorted(set(signal or {}) - set(recipe.channels)):
+        raise ConfigError(f"--signal names {', '.join(unknown)}; the scans' channels are {', '.join(recipe.channels)}")
     finest = min(recipe.spacing)
     token = tuple(max(1, 2 ** round(math.log2(side * finest / spacing))) for spacing in recipe.spacing)
     return Plan(
@@ -92,16 +101,17 @@ def make_plan(
         heads=4,
         pretrain_steps=max(20, round(minutes * (LESION_STEPS if lesions else PRETRAIN_STEPS))),
         pretrain_batch=_multiple(6 if lesions else 8, devices),
-        finetune_steps=max(20, round(minutes * FINETUNE_STEPS)),
+        finetune_steps=max(20, round(minutes * (LESION_FINETUNE_STEPS if lesions else FINETUNE_STEPS))),
         finetune_batch=_multiple(4, devices),
-        pretrain_lr=2e-3 if lesions else 1e-3,
-        finetune_lr=2e-3,
+        pretrain_lr=1.5e-3 if lesions else 1e-3,
+        finetune_lr=1.5e-3 if lesions else 2e-3,
         feature=16,
         stride=2,
         layer_decay=1.0 if lesions else 0.75,
         minutes=minutes,
         seed=seed,
         objective=objective,
+        signal=signal or {},
     )
 
 

@@ -10,6 +10,9 @@ from pretrain.config import PretrainConfig
 from pretrain.implants import Lesions
 from pretrain.train import pretrain
 
+# How much lesions differ in signal where it is known; `Lesions` has the default for where it is not.
+KNOWN_SPREAD = 0.35
+
 
 def plan_config(plan: Plan, store: Path, out: Path) -> PretrainConfig:
     """What the plan asks for: a masked autoencoder (units of two tokens hidden, a quarter seen, a narrow decoder), or artificial lesions."""
@@ -25,8 +28,13 @@ def plan_config(plan: Plan, store: Path, out: Path) -> PretrainConfig:
         optim=OptimConfig(lr=plan.pretrain_lr, warmup=plan.pretrain_steps // 20),
         loop=LoopConfig(steps=plan.pretrain_steps, save_every=max(50, plan.pretrain_steps // 8), seed=plan.seed),
         seed=plan.seed,
-        lesions=Lesions(feature=plan.feature, stride=plan.stride) if plan.objective == "lesions" else None,
+        lesions=_lesions(plan) if plan.objective == "lesions" else None,
     )
+
+
+def _lesions(plan: Plan) -> Lesions:
+    looks = {"signal": plan.signal, "spread": KNOWN_SPREAD} if plan.signal else {}
+    return Lesions(feature=plan.feature, stride=plan.stride, **looks)
 
 
 def run(plan: Plan, store: Path, out: Path) -> Path:

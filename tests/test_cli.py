@@ -10,6 +10,7 @@ import pytest
 
 import jaxseg
 from jaxseg.cli import main
+from jaxseg.cli_arguments import make_parser
 from jaxseg.data.io import save_volume
 from jaxseg.data.volume import Volume
 from jaxseg.errors import InputError
@@ -74,6 +75,15 @@ def test_a_missing_folder_of_a_run_is_named_before_anything_is_written(capsys, t
 def test_a_run_without_test_cases_is_refused(capsys, tmp_path, scans):
     error = fails(capsys, "run", "--unlabelled", scans, "--labelled", scans, "--out", tmp_path / "out")
     assert "--labels" in error
+
+
+def test_the_signal_of_lesions_is_a_channel_and_three_numbers(capsys):
+    given = ["--signal", "FLAIR=1.8,1,0", "--signal", "T1c=-0.8,1.2,-1.6"]
+    known = make_parser().parse_args(["run", "--unlabelled", "U", "--labelled", "L", "--out", "O", *given])
+    assert dict(known.signal) == {"FLAIR": (1.8, 1.0, 0.0), "T1c": (-0.8, 1.2, -1.6)}
+    with pytest.raises(SystemExit) as stopped:
+        make_parser().parse_args(["run", "--unlabelled", "U", "--labelled", "L", "--out", "O", "--signal", "FLAIR=1"])
+    assert stopped.value.code == 2 and "three numbers such as FLAIR=1.8,1,0" in capsys.readouterr().err
 
 
 def test_debug_shows_where_it_came_from(tmp_path):

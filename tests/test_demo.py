@@ -1,7 +1,9 @@
 """What the demo promises about its archive, and that its task is not a toy."""
 
 from jaxseg.data.phantom.archive import plan_archive
-from jaxseg.demo import BROKEN, LABELLED, TRAINED_ON, UNLABELLED
+from jaxseg.data.phantom.contrast import CHANNELS
+from jaxseg.demo import BROKEN, GLIOMA, LABELLED, TRAINED_ON, UNLABELLED
+from pretrain.implants import PARTS
 
 
 def test_the_archive_is_as_large_as_promised_and_some_of_it_is_broken():
@@ -16,3 +18,8 @@ def test_another_seed_is_another_archive_and_the_same_seed_the_same():
     first, again, other = (plan_archive(unlabelled=8, labelled=4, broken=2, seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+def test_what_is_said_of_gliomas_is_said_of_every_channel():
+    assert set(GLIOMA) == set(CHANNELS)
+    assert all(len(parts) == len(PARTS) for parts in GLIOMA.values())

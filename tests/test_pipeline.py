@@ -10,9 +10,12 @@ import pytest
 import jaxseg
 from jaxseg.cli import _trainers
 from jaxseg.data.cases import find_cases
+from jaxseg.data.preprocess import Recipe
 from jaxseg.errors import ConfigError, InputError
 from jaxseg.job_report import draw_report
 from jaxseg.pipeline import MainJob, _same_channels, run_main_job
+from jaxseg.plan import make_plan
+from pretrain.implants import Lesions
 from tests.tiny_store import write_scans
 
 
@@ -73,10 +76,23 @@ def test_the_report_is_one_page_without_anything_fetched(job, summary):
 
 @pytest.mark.slow
 def test_artificial_lesions_pretrain_the_whole_network(job, tmp_path):
-    job = dataclasses.replace(job, out=tmp_path / "out", objective="lesions")
+    job = dataclasses.replace(job, out=tmp_path / "out", objective="lesions", signal={"T1": (1.0, 2.0, 0.0)})
     run_main_job(job, _trainers())
     assert jaxseg.load_model(job.out / "models" / "pretrained").card["training"]["init"] == "pretrained network"
     assert "outlining artificial lesions" in (job.out / "report.html").read_text()
+    lesions = json.loads((job.out / "pretrain" / "config.json").read_text())["lesions"]
+    assert lesions["signal"] == {"T1": [1.0, 2.0, 0.0]} and lesions["spread"] < Lesions().spread
+    run_main_job(job, _trainers())
+    with pytest.raises(ConfigError, match=r"signal: .*then, .*now"):
+        run_main_job(dataclasses.replace(job, signal={"T1": (1.0, 3.0, 0.0)}), _trainers())
+
+
+def test_a_signal_needs_artificial_lesions_and_channels_that_are_there():
+    recipe = Recipe(channels=("T1", "T2"), spacing=(3.0, 3.0, 3.0), intensity=("zscore", "zscore"))
+    with pytest.raises(ConfigError, match="--objective lesions"):
+        make_plan(recipe, minutes=1, seed=0, signal={"T1": (1.0, 0.0, 0.0)})
+    with pytest.raises(ConfigError, match="--signal names T9; the scans' channels are T1, T2"):
+        make_plan(recipe, minutes=1, seed=0, objective="lesions", signal={"T9": (1.0, 0.0, 0.0)})
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The objective "lesions": outline artificial lesions with a whole UNETR (Zhang et al. 2021, arXiv 2109.03230). Used by `pretrain.train`.
 
-Unlike the others it trains the decoder with the encoder; fine-tuning takes both with `take="network"`.
+Unlike the others it trains decoder and head with the encoder; fine-tuning takes all of it with `take="network"`.
 """
 
 from typing import Any
@@ -12,17 +12,28 @@ from flax import nnx
 from jaxseg import losses
 from jaxseg.data.augment import Augment, augment
 from jaxseg.models import MAEConfig, UNETRConfig
+from jaxseg.train import array_names
 from jaxseg.train.step import Loss
-from pretrain.implants import LAYERS, Lesions, implant
+from pretrain.implants import LAYERS, PARTS, Lesions, implant
 from pretrain.objectives.objective import Objective
 
 # Folded into a sample's key for its lesion, and for the network's drop path; augmentation itself uses small numbers.
 _LESION, _NETWORK = 2001, 2002
+_RARE = -2.5  # the logit of 8 %
 
 
 def network(model: MAEConfig, lesions: Lesions) -> UNETRConfig:
     """The same encoder under a UNETR with one output for each layer of a lesion; there is nothing to mask."""
-    return UNETRConfig(encoder=model.encoder, num_classes=LAYERS, feature=lesions.feature, stride=lesions.stride)
+    return UNETRConfig(encoder=model.encoder, num_classes=len(LAYERS), feature=lesions.feature, stride=lesions.stride)
+
+
+def begin(params: Any) -> Any:
+    """The parameters with a head that takes every voxel for outside: about how rare a lesion is near its centre."""
+    names = array_names(params)
+    leaves, structure = jax.tree.flatten(params)
+    at = names.index("head.bias")
+    leaves[at] = jnp.full_like(leaves[at], _RARE)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def make_loss(graph: nnx.GraphDef, augmentation: Augment, lesions: Lesions | None = None, channels: tuple[str, ...] = ()) -> Loss:
@@ -31,13 +42,13 @@ def make_loss(graph: nnx.GraphDef, augmentation: Augment, lesions: Lesions | Non
     Every crop that holds body is augmented and gets a lesion. Dice is taken per sample and layer; only voxels near the lesion count.
     """
     looks = lesions or Lesions()
-    expected = jnp.asarray(looks.expected(channels), jnp.float32) if channels or looks.signal else jnp.zeros((LAYERS, 1), jnp.float32)
+    expected = jnp.asarray(looks.expected(channels), jnp.float32) if channels or looks.signal else jnp.zeros((len(PARTS), 1), jnp.float32)
 
     def loss(params: Any, batch: dict[str, Any], keys: Any, extra: Any) -> dict[str, Any]:
         model = nnx.merge(graph, params)
         own, drop = (jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in (_LESION, _NETWORK))
         batch = augment(batch, keys, augmentation)
-        signal = jnp.broadcast_to(expected, (LAYERS, batch["image"].shape[-1]))
+        signal = jnp.broadcast_to(expected, (len(PARTS), batch["image"].shape[-1]))
         draw = jax.vmap(lambda image, body, spacing, key: implant(image, body, spacing, key, looks, signal))
         image, layers, near = draw(batch["image"], batch["mask"] == 1, batch["spacing"], own)
         logits = model(image * batch["present"][:, None, None, None], spacing=batch["spacing"], key=drop)
@@ -46,4 +57,4 @@ def make_loss(graph: nnx.GraphDef, augmentation: Augment, lesions: Lesions | Non
     return loss
 
 
-OBJECTIVE = Objective(network, make_loss, implants=True)
+OBJECTIVE = Objective(network, make_loss, implants=True, begin=begin)

@@ -43,6 +43,7 @@ class Objective(NamedTuple):
         across: whether the loss compares samples all the same. It then takes the devices' `axis` too, sees everybody's features by
             `jaxseg.train.parallel.gather`, sums over its own samples alone, and is never accumulated.
         contrasts: whether `network` takes a `Contrast` as its second argument.
+        begin: drawn parameters → those to start from, or None to start from them as they are.
         implants: whether `network` takes `Lesions` as its second argument, and `make_loss` those and the channels' names as its third and fourth.
     """
 
@@ -52,6 +53,7 @@ class Objective(NamedTuple):
     across: bool = False
     contrasts: bool = False
     implants: bool = False
+    begin: Callable[[Any], Any] | None = None
 
     def settings(self, model: MAEConfig, contrast: Contrast = Contrast(), lesions: Lesions | None = None) -> Any:
         """The config of the network that is trained, from a run's settings."""
@@ -60,6 +62,7 @@ class Objective(NamedTuple):
 
     def start(self, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
         """The state before the first step; a teacher starts as a copy of its student."""
+        params = params if self.begin is None else self.begin(params)
         extra = None if self.teacher is None else jax.tree.map(jnp.copy, self.teacher(params))
         return TrainState.create(params, optimizer, extra=extra)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from finetune.classes import Classes
 from finetune.transfer import resize_table, take_encoder, take_network
 from jaxseg.errors import CheckpointError
 from jaxseg.models import MAE, UNETR, MAEConfig, UNETRConfig, ViT, ViTConfig
@@ -22,8 +23,8 @@ def mae(encoder=ENCODER, seed=0):
     return nnx.state(MAE(config, rngs=nnx.Rngs(seed)))
 
 
-def unetr(encoder=ENCODER, seed=0):
-    return nnx.state(UNETR(UNETRConfig(encoder=encoder, feature=4, stride=2), rngs=nnx.Rngs(seed)))
+def unetr(encoder=ENCODER, seed=0, outputs=2):
+    return nnx.state(UNETR(UNETRConfig(encoder=encoder, feature=4, stride=2, num_classes=outputs), rngs=nnx.Rngs(seed)))
 
 
 def named(tree):
@@ -38,18 +39,42 @@ def test_every_encoder_array_is_taken_and_nothing_else_changes():
         np.testing.assert_array_equal(array, expected, err_msg=name)
 
 
-def test_a_whole_network_is_taken_but_its_head():
-    source, target = unetr(seed=1), unetr(seed=2)
-    before, after = named(target), named(take_network(target, source, channels="ab", source_channels="ab").params)
+def test_a_whole_network_is_taken_and_its_head_starts_from_outlines():
+    source, target = unetr(seed=1, outputs=3), unetr(seed=2, outputs=4)
+    taken = take_network(target, source, channels="ab", source_channels="ab", outlines=(None, 0, 2, 2))
+    before, after = named(target), named(taken.params)
     for name, array in after.items():
-        np.testing.assert_array_equal(array, before[name] if name.startswith("head.") else named(source)[name], err_msg=name)
+        if name == "head.kernel":
+            found, given = np.reshape(array, (4, 8, 4)), np.reshape(named(source)[name], (4, 8, 3))
+            np.testing.assert_array_equal(found, np.stack([0 * given[..., 0], given[..., 0], given[..., 2], given[..., 2]], -1))
+        else:
+            np.testing.assert_array_equal(array, (before if name == "head.bias" else named(source))[name], err_msg=name)
+    assert taken.adapted == {"head.kernel": "outputs 0, outline 1, outline 3, outline 3"}
+
+
+def test_a_new_head_draws_the_outlines_that_it_was_made_of():
+    """The same logits, voxel by voxel: folding voxels into channels and back must not mix them up."""
+    source = UNETR(UNETRConfig(encoder=ENCODER, feature=4, stride=2, num_classes=3), rngs=nnx.Rngs(1))
+    target = UNETR(UNETRConfig(encoder=ENCODER, feature=4, stride=2, num_classes=2), rngs=nnx.Rngs(2))
+    taken = take_network(nnx.state(target), nnx.state(source), channels="ab", source_channels="ab", outlines=(2, 0)).params
+    x = jax.random.normal(jax.random.key(0), (1, 8, 8, 8, 2))
+    spacing = jnp.ones((1, 3))
+    nnx.update(target, taken)
+    np.testing.assert_allclose(target(x, spacing=spacing), source(x, spacing=spacing)[..., jnp.array([2, 0])], atol=1e-6)
+
+
+def test_regions_start_from_outlines_in_order_of_size_and_classes_from_the_first():
+    regions = Classes(("core", "whole", "living"), ((1, 3), (1, 2, 3), (3,)))
+    assert regions.outlines(3) == (1, 0, 2) and regions.outlines(2) == (1, 0, 1)
+    assert Classes(("tumour", "cyst"), None).outlines(3) == (None, 0, 0)
 
 
 def test_a_network_that_is_another_or_for_other_channels_is_refused():
+    outlines = (None, 0)
     with pytest.raises(CheckpointError, match="(?s)network is not this one.*decoder"):
-        take_network(unetr(), mae(), channels="ab", source_channels="ab")
+        take_network(unetr(), mae(), channels="ab", source_channels="ab", outlines=outlines)
     with pytest.raises(CheckpointError, match="same channels alone: it has b, a, the scans have a, b.*--take encoder"):
-        take_network(unetr(), unetr(seed=1), channels="ab", source_channels="ba")
+        take_network(unetr(), unetr(seed=1), channels="ab", source_channels="ba", outlines=outlines)
 
 
 def test_a_bare_encoder_is_taken_as_the_encoder():
