@@ -179,7 +179,11 @@ def _how(plan: dict[str, Any], stages: dict[str, float], summary: dict[str, Any]
         ["intensity", ", ".join(recipe["intensity"])],
         ["crop and token", f"{plan['crop']} and {plan['token']} voxels"],
         ["encoder", f"width {plan['width']}, depth {plan['depth']}, {plan['heads']} heads"],
-        ["pretraining", f"{plan['pretrain_steps']} steps of {plan['pretrain_batch']} crops"],
+        [
+            "pretraining",
+            f"{_PRETRAINING[plan.get('objective', 'mae')][0]}: {plan['pretrain_steps']} steps of {plan['pretrain_batch']} crops",
+        ],
+        *_signal(plan.get("signal") or {}),
         ["fine-tuning", f"{plan['finetune_steps']} steps of {plan['finetune_batch']} crops"],
         ["seed", str(plan["seed"])],
         ["jaxseg", __version__],
@@ -187,3 +191,9 @@ def _how(plan: dict[str, Any], stages: dict[str, float], summary: dict[str, Any]
     times = [[stage, f"{seconds:.0f} s"] for stage, seconds in stages.items()]
     times.append(["all", f"{summary['seconds']:.0f} s, at most {summary['peak_memory_gib']:.1f} GiB"])
     return Section("How it was made", [Table(["setting", "value"], settings), Table(["stage", "time"], times)])
+
+
+def _signal(signal: dict[str, list[float]]) -> list[list[str]]:
+    """What pretraining was told of the lesions looked for, if anything."""
+    told = "; ".join(f"{channel} {', '.join(f'{value:+g}' for value in parts)}" for channel, parts in signal.items())
+    return [["signal of artificial lesions (margin, living, dead part above the tissue around)", told]] if told else []
