@@ -1,7 +1,7 @@
 """The most memory that preparing one scan takes, over that scan. Run: python -m bench.prepare_memory [--kind NAME]
 
-A scan counts as its voxels in float32, which is how it is read; where the recipe makes it larger, the prepared one counts. A process of its own
-prepares each kind: `staged` is the peak of preparing the case and writing its staging file (what a worker of `jaxseg prepare` does), `store` that of
+A scan counts as its voxels in float32, which is how it is read, or as stored or as prepared where that is more. A process of its own prepares each
+kind, single-channel .nii.gz: `staged` is the peak of preparing the case and writing its staging file (what a worker of `jaxseg prepare` does), `store` that of
 the whole command with one process, the dataset and its cache included. From both is subtracted what the process held before, when everything was
 imported and a tiny scan had been through it once.
 """
@@ -35,10 +35,12 @@ class Kind:
     resampling: str = "linear"
     labelled: bool = False
     noisy_air: bool = True
+    slope: float = 1.0
 
     @property
-    def suffix(self) -> str:
-        return ".nii.gz"
+    def scan_bytes(self) -> int:
+        """Of the voxels in float32, or as stored where that is more."""
+        return int(np.prod(self.shape)) * max(4, np.dtype(self.dtype).itemsize)
 
 
 _CT = (0.8, 0.8, 1.5)
@@ -47,6 +49,10 @@ KINDS = (
     Kind("mr_256_stripped", (256, 256, 256), noisy_air=False),
     Kind("mr_256_uint8", (256, 256, 256), dtype="uint8"),
     Kind("mr_256_float32", (256, 256, 256), dtype="float32"),
+    Kind("mr_256_float64", (256, 256, 256), dtype="float64"),
+    Kind("mr_256_scaled", (256, 256, 256), slope=0.25),
+    Kind("mr_256_float64_scaled", (256, 256, 256), dtype="float64", slope=0.25),
+    Kind("mr_160", (160, 240, 240), (1.0, 0.94, 0.94)),
     Kind("mr_256_labelled", (256, 256, 256), labelled=True),
     Kind("mr_256_percentile", (256, 256, 256), rule="percentile"),
     Kind("mr_256_finer", (256, 256, 256), new=(0.8, 0.8, 0.8)),
@@ -58,8 +64,10 @@ KINDS = (
     Kind("ct_512x200", (512, 512, 200), _CT, rule="ct"),
     Kind("ct_512x200_labelled", (512, 512, 200), _CT, rule="ct", labelled=True),
     Kind("ct_512x200_finer", (512, 512, 200), _CT, rule="ct", new=(0.8, 0.8, 1.0)),
+    Kind("ct_512x200_labelled_finer", (512, 512, 200), _CT, rule="ct", labelled=True, new=(0.8, 0.8, 1.0)),
     Kind("ct_512x200_coarser", (512, 512, 200), _CT, rule="ct", new=(1.5, 1.5, 1.5)),
     Kind("ct_512x200_nnunet", (512, 512, 200), _CT, rule="ct", new=(1.0, 1.0, 1.5), resampling="nnunet"),
+    Kind("ct_512x200_labelled_nnunet", (512, 512, 200), _CT, rule="ct", labelled=True, new=(0.9, 0.9, 1.2), resampling="nnunet"),
 )
 
 
@@ -74,14 +82,14 @@ def write_case(kind: Kind, folder: Path) -> None:
     low, high = (-1000, 40) if kind.rule == "ct" else (0, 120)
     image = rng.standard_normal(kind.shape, np.float32) * np.where(radius < 1, 12, 3 if kind.noisy_air else 0).astype(np.float32)
     image += np.where(radius < 1, high, low).astype(np.float32)
-    if kind.dtype != "float32":
+    if kind.dtype.startswith(("int", "uint")):
         info = np.iinfo(kind.dtype)
         image = np.clip(np.round(np.abs(image) if kind.rule != "ct" else image), info.min, info.max)
     grid = Grid(kind.shape, np.diag([*kind.spacing, 1.0]))
     arrays = {"images": image.astype(kind.dtype)} | ({"labels": (radius < 0.4).astype(np.uint8)} if kind.labelled else {})
     for name, array in arrays.items():
         (folder / name).mkdir(parents=True)
-        (folder / name / "a.nii.gz").write_bytes(nifti.encode(array, grid, zipped=True))
+        (folder / name / "a.nii.gz").write_bytes(nifti.encode(array, grid, slope=kind.slope, zipped=True))
 
 
 def measured(kind: Kind, folder: Path, *, whole: bool) -> dict[str, float]:
@@ -109,7 +117,7 @@ def measured(kind: Kind, folder: Path, *, whole: bool) -> dict[str, float]:
     assert forget_peak(), "this system keeps no peak that can be started anew"
     before = peak_mib()
     voxels = prepare(kind, folder / "scan", folder / "out")
-    return {"before": before, "peak": peak_mib() - before, "scan": 4 * np.prod(kind.shape) / MIB, "prepared": 4 * voxels / MIB}
+    return {"before": before, "peak": peak_mib() - before, "scan": kind.scan_bytes / MIB, "prepared": 4 * voxels / MIB}
 
 
 def in_a_process(kind: Kind, folder: Path, *, whole: bool) -> dict[str, float]:

@@ -9,7 +9,7 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-_SLAB = 1 << 20  # voxels numbered together: four bytes each, which the processor's cache holds
+_SLAB = 1 << 18  # voxels numbered together: four bytes each, which the processor's cache holds
 
 
 def keep_large_parts(mask: Bool[np.ndarray, "x y z"], share: float = 0.1) -> None:

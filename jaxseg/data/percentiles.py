@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 _HALF = 1 << 16
-_TOGETHER = 1 << 19  # values counted at once
+_TOGETHER = 1 << 17  # values counted at once
 
 
 def percentiles(parts: Callable[[], Iterator[Float[np.ndarray, " n"]]], shares: Sequence[float]) -> Float[np.ndarray, " s"]:

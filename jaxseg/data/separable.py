@@ -19,7 +19,7 @@ Finish = Callable[[np.ndarray], np.ndarray]
 _ROWS = 48
 _SLICES = 4  # made at once: whole slices are a large part of a scan's memory
 _LEADING_ROWS = 24  # where each is made of many
-_READ = 1 << 19  # old voxels, likewise
+_READ = 1 << 18  # old voxels, likewise
 # A cubic spline's weights fall by 0.27 a voxel: what is left out is below float32's rounding.
 _NEGLIGIBLE = 1e-7
 
@@ -74,6 +74,7 @@ def resample(
         for start in range(0, len(led), _SLICES):
             part = rest(led[start : start + _SLICES])
             turned[rows.start + start : rows.start + start + len(part)] = part if finish is None else finish(part)
+        del led, part  # before there are the next ones
     return out
 
 

@@ -55,7 +55,7 @@ def sample_by_splines(volume: Volume, grid: Grid, *, labels: bool = False, spaci
     for i, out in enumerate(array):
         if labels:
             step, axis = _step(volume, grid), coarse_axis(volume.spacing, grid.spacing if spacing is None else spacing)
-            out[...] = _labels(volume.array[..., i], step, grid.shape, axis)
+            _labels(volume.array[..., i], step, out, axis)
         else:
             spline_channel(volume, i, grid, out, spacing=spacing)
     return replace(volume, array=np.moveaxis(array, 0, 3), affine=grid.affine)
@@ -130,12 +130,12 @@ class _Limits:
         return np.moveaxis(low, 0, self._axis), np.moveaxis(high, 0, self._axis)
 
 
-def _labels(plane: Shaped[np.ndarray, "x y z"], step: np.ndarray, shape: tuple[int, ...], axis: int | None) -> Shaped[np.ndarray, "x y z"]:
-    label = np.zeros(shape, plane.dtype)
-    weights, places = _weights(plane.shape, shape, step, axis, 1), _weights(plane.shape, shape, step, None, 0)
+def _labels(plane: Shaped[np.ndarray, "x y z"], step: np.ndarray, label: Shaped[np.ndarray, "u v w"], axis: int | None) -> None:
+    label[...] = 0
+    weights, places = _weights(plane.shape, label.shape, step, axis, 1), _weights(plane.shape, label.shape, step, None, 0)
     old, new = _boxes(plane != 0, weights, places)
     if not all(part.stop for part in new):
-        return label
+        return
     weights = [matrix[rows] if matrix.ndim == 1 else matrix[rows, columns] for matrix, rows, columns in zip(weights, new, old, strict=True)]
     weights = [matrix - columns.start if matrix.ndim == 1 else matrix for matrix, columns in zip(weights, old, strict=True)]
     inner, nearest = label[new], plane[np.ix_(*(place[rows] for place, rows in zip(places, new, strict=True)))]
@@ -153,7 +153,6 @@ def _labels(plane: Shaped[np.ndarray, "x y z"], step: np.ndarray, shape: tuple[i
             score = score + np.float32(1e-3) * (near == value)
             better = score >= best
             part[better], best[better] = value, score[better]
-    return label
 
 
 def _is_class(part: np.ndarray, box: tuple[slice, ...], *, value: int) -> Float[np.ndarray, "x y z"]:

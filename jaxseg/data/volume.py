@@ -175,7 +175,7 @@ def sample_channel(
     volume = reorient_like(volume, grid.affine)
     plane, step = volume.array[..., channel], np.linalg.inv(volume.affine) @ grid.affine
     if labels:
-        out[...] = _sample_labels(plane, step, grid.shape)
+        _sample_labels(plane, step, out)
     else:
         _sample(plane, step, grid.shape, order, antialias, out, finish)
     outside = _outside(step, grid.shape, volume.shape)
@@ -322,11 +322,11 @@ def _sigmas(step: np.ndarray) -> Float[np.ndarray, " 3"]:
     return sigma if sigma.max() > 0.25 else np.zeros(3)
 
 
-def _sample_labels(plane: np.ndarray, step: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    label = np.zeros(shape, plane.dtype)
-    box = _reach(plane != 0, step, shape)
+def _sample_labels(plane: np.ndarray, step: np.ndarray, label: np.ndarray) -> None:
+    label[...] = 0
+    box = _reach(plane != 0, step, label.shape)
     if box is None:
-        return label
+        return
     inner = step.copy()
     inner[:3, 3] += step[:3, :3] @ [part.start for part in box]
     size = tuple(part.stop - part.start for part in box)
@@ -339,7 +339,6 @@ def _sample_labels(plane: np.ndarray, step: np.ndarray, shape: tuple[int, ...]) 
             score = score + np.float32(1e-3) * (near == value)
             better = score > best
             part[better], best[better] = value, score[better]
-    return label
 
 
 def _scored(

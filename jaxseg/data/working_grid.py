@@ -86,6 +86,13 @@ def _as_nnunet(scan: Volume, places: Sequence[int], body: Body, label: Volume | 
     inner, mask = Volume(scan.array[box], cut.affine, scan.channels), mask[box]
     grid = stretched_grid(cut, recipe.spacing)
     inside = _body_by_splines(Volume(mask[..., None], cut.affine, ("body",)), grid, recipe)
+    # Before there is an image, which takes as much memory as what the classes are told apart with.
+    found = None
+    if label is not None and drawn:
+        part = Volume(label.array[box], cut.affine, label.channels)
+        found = sample_by_splines(part, grid, labels=True, spacing=recipe.spacing).array[..., 0]
+    elif label is not None:
+        found = to_grid(label, grid, labels=True).array[..., 0]
     image, constant = np.zeros((len(recipe.channels), *grid.shape), np.float32), []
     for i, channel in enumerate(places):
         change = normaliser(inner.array[..., i], mask, *_rule(recipe, channel))
@@ -93,13 +100,6 @@ def _as_nnunet(scan: Volume, places: Sequence[int], body: Body, label: Volume | 
             constant.append(recipe.channels[channel])
         else:
             spline_channel(inner, i, grid, image[channel], spacing=recipe.spacing, change=_within(change, mask))
-    found = None
-    if label is not None and drawn:
-        found = sample_by_splines(Volume(label.array[box], cut.affine, label.channels), grid, labels=True, spacing=recipe.spacing).array[
-            ..., 0
-        ]
-    elif label is not None:
-        found = to_grid(label, grid, labels=True).array[..., 0]
     return Placed(np.moveaxis(image, 0, 3), inside, found, grid, tuple(constant))
 
 
