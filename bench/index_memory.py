@@ -16,6 +16,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 
 def write_archive(root: Path, count: int, side: int) -> None:
@@ -45,7 +46,7 @@ def peak_of(process: int) -> float:
     return max((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), default=0.0)
 
 
-def indexed(root: Path, out: Path, *, resume: bool) -> dict[str, float]:
+def indexed(root: Path, out: Path, *, resume: bool) -> dict[str, Any]:
     """Peaks of this process and of its larger worker while it indexes."""
     from jaxseg.data.archive import index_archive
 

@@ -60,6 +60,6 @@ def _keys(parts: list[np.ndarray]) -> np.ndarray:
     return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
 
 
-def _value(key: int) -> np.float32:
+def _value(key: int) -> float:
     bits = key & 0x7FFFFFFF if key >> 31 else ~key & 0xFFFFFFFF
-    return np.array(bits, np.uint32).view(np.float32)[()]
+    return float(np.array([bits], np.uint32).view(np.float32)[0])

@@ -3,6 +3,7 @@
 A scan counts as its voxels in float32. `python -m bench.prepare_memory` measures whole processes at real sizes.
 """
 
+import dataclasses
 import tracemalloc
 
 import nibabel as nib
@@ -20,13 +21,20 @@ SHAPE = (176, 184, 192)
 FLOAT32 = 4 * int(np.prod(SHAPE))
 
 
-def put_case(folder, dtype, *, slope=1.0, labelled=False):
+def put_mask(folder, spacing):
+    axes = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in SHAPE)]
+    inside = sum(axis**2 for axis in axes) < 0.5
+    nib.save(nib.Nifti1Image(inside.astype(np.uint8), np.diag([-spacing, -spacing, spacing, 1.0])), folder / "brainmask.nii.gz")
+    return folder / "brainmask.nii.gz"
+
+
+def put_case(folder, dtype, *, slope=1.0, labelled=False, spacing=1.0):
     """A ball of noise that reaches the borders, in noisy air, stored from right to left as many scanners do."""
     axes = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in SHAPE)]
     radius = np.sqrt(sum(axis**2 for axis in axes))
     rng = np.random.default_rng(0)
     image = np.where(radius < 1, rng.normal(120, 12, SHAPE), np.abs(rng.normal(0, 3, SHAPE)))
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    affine = np.diag([-spacing, -spacing, spacing, 1.0])
     scan = nib.Nifti1Image(np.clip(np.round(image), 0, 250).astype(dtype), affine)
     scan.header.set_slope_inter(slope, 0)
     nib.save(scan, folder / "T1.nii.gz")
@@ -68,6 +76,14 @@ def test_preparing_takes_less_than_three_times_the_scan(tmp_path, dtype, rule, s
     assert most < scan, most / scan  # beside the prepared image
     most, _ = peak(lambda: sample_foreground(arrays))
     assert most < 0.5 * scan, most / scan
+
+
+@pytest.mark.parametrize("strip", ["mask", "surface"])
+def test_stripping_takes_less_than_three_times_the_scan(tmp_path, strip):
+    case = put_case(tmp_path, "int16", spacing=0.85)
+    case = dataclasses.replace(case, mask=put_mask(tmp_path, 0.85))
+    most, _ = peak(lambda: prepare_case(case, Recipe(("T1",), (0.85, 0.85, 0.85), ("zscore",), strip=strip)))
+    assert most < 3 * FLOAT32, most / FLOAT32
 
 
 def test_float64_counts_as_it_is_stored(tmp_path):

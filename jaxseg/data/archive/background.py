@@ -49,9 +49,9 @@ def find_box(
 
 def _box_of_small(differs: np.ndarray) -> Box:
     """The box of the true voxels by looking at all of them, which for few is faster than going from plane to plane."""
-    lines = differs.any(3)
-    plane = lines.any(2)
-    where = [np.flatnonzero(line) for line in (plane.any(1), plane.any(0), lines.any((0, 1)))]
+    lines = np.logical_or.reduce(differs, axis=3)
+    plane = np.logical_or.reduce(lines, axis=2)
+    where = [np.flatnonzero(np.logical_or.reduce(part, axis=axes)) for part, axes in ((plane, (1,)), (plane, (0,)), (lines, (0, 1)))]
     if not where[0].size:
         return Box((0, 0, 0), (0, 0, 0))
     (x, a), (y, b), (z, c) = ((int(places[0]), int(places[-1]) + 1) for places in where)
