@@ -14,6 +14,7 @@ from jaxseg.data.anonymised import anonymised_voxels
 from jaxseg.data.cases import Case
 from jaxseg.data.intensity import body_mask, check_rule, own_foreground, scan_landmarks
 from jaxseg.data.io import load_label
+from jaxseg.data.io.decoded import slices_of
 from jaxseg.data.itk import correct_bias
 from jaxseg.data.nyul import standard_scale
 from jaxseg.data.recipe import IGNORE, Recipe
@@ -65,11 +66,13 @@ def prepare_case(case: Case, recipe: Recipe) -> Prepared:
         image, mask, grid, present, found = _apply(stacked, recipe, mapped)
     except ShapeError as error:
         raise InputError(f"case {case.id}: {error}") from None
-    info: dict[str, Any] = {"original": stacked.grid.describe(), "body_ml": round(float(mask.sum() * grid.voxel_volume_ml), 2)}
+    original = stacked.grid.describe()
+    del stacked  # as large as what was made of it
+    info: dict[str, Any] = {"original": original, "body_ml": round(float(mask.sum() * grid.voxel_volume_ml), 2)}
     if mapped is not None and found is not None:
         info["label_ml"] = {str(value): _millilitres(mapped.array, i + 1, mapped.grid) for i, value in enumerate(recipe.values)}
         info["label_ml_prepared"] = {str(value): _millilitres(found, i + 1, grid) for i, value in enumerate(recipe.values)}
-        info["label_empty"] = not bool((found > 0).any())
+        info["label_empty"] = not bool(found.any())
     anonymised = _anonymised(case, volumes, recipe, grid, reference)
     if anonymised is not None:
         info["anonymised_ml"] = round(float(np.count_nonzero(anonymised) * grid.voxel_volume_ml), 2)
@@ -236,4 +239,4 @@ def _counted(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _millilitres(label: np.ndarray, value: int, grid: Grid) -> float:
-    return round(float(np.count_nonzero(label == value) * grid.voxel_volume_ml), 4)
+    return round(float(sum(np.count_nonzero(part == value) for (part,) in slices_of(label)) * grid.voxel_volume_ml), 4)
