@@ -14,7 +14,7 @@ ALLOWED = {
     "jaxseg.models": set(),
     "jaxseg.losses": set(),
     "jaxseg.metrics": set(),
-    "jaxseg.data": {"compilation"},
+    "jaxseg.data": {"compilation", "freed_memory"},
     "jaxseg.train": {"manifest", "loaded_programs"},
     "jaxseg.zoo": {"models", "manifest"},
     "jaxseg.infer": {"data", "zoo"},

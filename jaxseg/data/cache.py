@@ -62,18 +62,26 @@ def sample_foreground(record: dict[str, Any]) -> dict[str, Int32[np.ndarray, "n 
     """Voxel positions by label value ("1", "2", …; neither 0 nor 255) and of the "body", int32 `(n, 3)`; the same for the same record."""
     seed = int.from_bytes(hashlib.sha256(record["name"].encode()).digest()[:8], "little")
     rng = np.random.default_rng(seed)
-    sets = {"body": record["mask"] == 1}
+    found = {"body": _sample(record["mask"] == 1, rng)}
     if record["labelled"]:
         label = record["label"]
-        sets |= {str(value): label == value for value in np.unique(label).tolist() if value not in (0, IGNORE)}
-    return {key: _sample(where, rng) for key, where in sets.items()}
+        found |= {str(value): _sample(label == value, rng) for value in np.unique(label).tolist() if value not in (0, IGNORE)}
+    return found
 
 
 def _sample(where: np.ndarray, rng: np.random.Generator) -> Int32[np.ndarray, "n 3"]:
-    flat = np.flatnonzero(where)
-    if flat.size > MAX_FOREGROUND:
-        flat = np.sort(rng.choice(flat, MAX_FOREGROUND, replace=False))
-    return np.stack(np.unravel_index(flat, where.shape), axis=-1).astype(np.int32)
+    # The places of all voxels of a body would take twice the memory of its scan: drawn are their ranks, which slices turn into places.
+    ends = np.cumsum([np.count_nonzero(part) for part in where])
+    count = int(ends[-1]) if ends.size else 0
+    ranks = np.sort(rng.choice(count, MAX_FOREGROUND, replace=False)) if count > MAX_FOREGROUND else np.arange(count)
+    parts = np.split(ranks, np.searchsorted(ranks, ends[:-1]))
+    found = [np.zeros((0, 3), np.int32)]
+    for x, (part, end) in enumerate(zip(parts, ends, strict=True)):
+        if part.size:
+            flat = np.flatnonzero(where[x])
+            y, z = np.unravel_index(flat[part - (end - flat.size)], where.shape[1:])
+            found.append(np.stack([np.full(part.size, x), y, z], axis=-1).astype(np.int32))
+    return np.concatenate(found)
 
 
 def open_cache(folder: Path, name: str, files: dict[str, dict[str, str]]) -> CaseArrays:

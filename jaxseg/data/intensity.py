@@ -1,14 +1,16 @@
 """What is body and what is air, and intensities on a common scale. Called by `preprocess`; numpy and scipy on plain arrays."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from jaxseg.data.nyul import landmarks, match_histogram
+from jaxseg.data.connected import fill_holes, keep_large_parts
+from jaxseg.data.nyul import PERCENTILES, match_histogram
+from jaxseg.data.percentiles import percentiles
 from jaxseg.errors import ConfigError
 
 Normaliser = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -38,17 +40,19 @@ def air_value(rule: str) -> float:
     return 0.0 if check_rule(rule) is None else -2.0
 
 
-def body_mask(foregrounds: Sequence[Bool[np.ndarray, "x y z"]]) -> Bool[np.ndarray, "x y z"]:
+def body_mask(foregrounds: Iterable[Bool[np.ndarray, "x y z"]]) -> Bool[np.ndarray, "x y z"]:
     """Where the body is: the union of the channels' foregrounds, its large connected parts, holes filled.
 
-    All true where nothing stands out.
+    All true where nothing stands out. Foregrounds are asked for one after the other, so that a generator need not hold them all.
     """
-    union = functools.reduce(np.logical_or, foregrounds[1:], foregrounds[0].copy(order="K"))
+    rest = iter(foregrounds)
+    union = functools.reduce(lambda found, other: np.logical_or(found, other, out=found), rest, next(rest).copy(order="K"))
     if not union.any():
         return np.ones(union.shape, bool)
     # What lies around the outermost voxels is connected, and no hole.
-    box = bounding_box(union)
-    union[box] = _fill(_large_parts(np.ascontiguousarray(union[box])))
+    inner = union[bounding_box(union)]
+    keep_large_parts(inner)
+    fill_holes(inner)
     return union
 
 
@@ -63,8 +67,8 @@ def own_foreground(plane: Float[np.ndarray, "x y z"], rule: str) -> Bool[np.ndar
         return np.zeros(plane.shape, bool)
     if check_rule(rule) is not None:
         return plane > _BODY_HU
-    # As memory lies: sorting asks for no order.
-    low, high = np.percentile(plane[:: max(1, plane.shape[0] // 96)].ravel(order="K"), (0.1, 99.5))
+    # As memory lies, since sorting asks for no order; and in this one copy, which may be as large as the scan.
+    low, high = np.percentile(plane[:: max(1, plane.shape[0] // 96)].flatten(order="K"), (0.1, 99.5), overwrite_input=True)
     border = np.concatenate([face.ravel() for face in _faces(plane, range(3))])
     constant = np.median(border)
     span = max(abs(high - constant), abs(constant - low)) or float(plane.max() - plane.min())
@@ -102,11 +106,10 @@ def normaliser(
     if rule == "zscore":
         mean, deviation = _moments(plane, mask)
         return _Linear(-np.inf, np.inf, mean, deviation or 1.0, air)
-    values = _in_view(plane, mask)
     if rule == "nyul":
-        marks = landmarks(values)
+        marks = scan_landmarks(plane, mask)
         return lambda part, inside: np.where(inside, match_histogram(part, marks, scale), air)
-    low, high = np.percentile(values, (0.5, 99.5)).astype(np.float32)
+    low, high = percentiles(_seen(plane, mask), (0.5, 99.5)).astype(np.float32)
     return _Linear(low, high, low, (high - low) or 1.0, air)
 
 
@@ -129,26 +132,19 @@ class _Linear:
 
 
 def _moments(plane: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of `_in_view` in float64, slice by slice: all values of a body at once are as large as half of the scan."""
-    axis = int(np.argmax(np.abs(plane.strides)))
-    slices, masks, least = np.moveaxis(plane, axis, 0), np.moveaxis(mask, axis, 0), plane.min()
-    body = int(np.count_nonzero(mask))
-    seen = sum(int(np.count_nonzero(part[inside] > least)) for part, inside in zip(slices, masks, strict=True))
-    if blind := _is_blind(seen, body):
-        body = seen
-
-    def values() -> Iterator[Float[np.ndarray, " n"]]:
-        for part, inside in zip(slices, masks, strict=True):
-            found = part[inside]
-            yield (found[found > least] if blind else found).astype(np.float64)
-
-    mean = sum(float(part.sum()) for part in values()) / body
-    return mean, float(np.sqrt(sum(float(np.square(part - mean).sum()) for part in values()) / body))
+    """Mean and standard deviation of what was seen of the body, in float64."""
+    body = 0
+    total = 0.0
+    seen = _seen(plane, mask)
+    for part in seen():
+        body, total = body + part.size, total + float(part.astype(np.float64).sum())
+    mean = total / body
+    return mean, float(np.sqrt(sum(float(np.square(part.astype(np.float64) - mean).sum()) for part in seen()) / body))
 
 
 def scan_landmarks(plane: Float[np.ndarray, "x y z"], mask: Bool[np.ndarray, "x y z"]) -> Float[np.ndarray, " 11"]:
     """The landmarks that the rule "nyul" finds in a channel, for learning its scale."""
-    return landmarks(_in_view(plane, mask))
+    return percentiles(_seen(plane, mask), PERCENTILES)
 
 
 def _is_constant(plane: np.ndarray) -> bool:
@@ -169,11 +165,22 @@ def bounding_box(mask: Bool[np.ndarray, "x y z"]) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _in_view(plane: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The channel's values in the body, without those where it saw nothing: stacking fills these with its minimum."""
-    values = plane[mask]
-    seen = values > plane.min()
-    return values[seen] if _is_blind(int(np.count_nonzero(seen)), values.size) else values
+def _seen(plane: np.ndarray, mask: np.ndarray) -> Callable[[], Iterator[Float[np.ndarray, " n"]]]:
+    """The channel's values in the body, slice by slice as often as they are asked for: all of them at once are as large as half of the scan.
+
+    Without those where the channel saw nothing: stacking fills these with its minimum.
+    """
+    axis = int(np.argmax(np.abs(plane.strides)))
+    slices, masks, least = np.moveaxis(plane, axis, 0), np.moveaxis(mask, axis, 0), plane.min()
+    seen = sum(int(np.count_nonzero(part[inside] > least)) for part, inside in zip(slices, masks, strict=True))
+    blind = _is_blind(seen, int(np.count_nonzero(mask)))
+
+    def values() -> Iterator[Float[np.ndarray, " n"]]:
+        for part, inside in zip(slices, masks, strict=True):
+            found = part[inside]
+            yield found[found > least] if blind else found
+
+    return values
 
 
 def _is_blind(seen: int, body: int, share: float = 0.05) -> bool:
@@ -195,33 +202,6 @@ def _above_air(plane: np.ndarray, low: float, high: float) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         between = below * above * (first / below - (first[-1] - first) / above) ** 2
     return root > middle[int(np.nanargmax(between[:-1]))]
-
-
-def _large_parts(mask: np.ndarray, share: float = 0.1) -> np.ndarray:
-    """Connected parts of at least `share` of the largest one's size (both legs, not the table)."""
-    parts = np.empty(mask.shape, np.int32)
-    count = int(ndimage.label(mask, output=parts))  # type: ignore[arg-type]
-    if count == 1:
-        return mask
-    # Slice by slice: bincount makes a copy in int64, which of the whole scan would be what preparing needs most memory for.
-    sizes = np.zeros(count + 1, np.int64)
-    for part in parts:
-        sizes += np.bincount(part.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    return (sizes >= share * sizes.max())[parts]
-
-
-def _fill(mask: np.ndarray) -> np.ndarray:
-    """Fill holes in each axial slice: lungs and airways are open at the ends of the field of view. A hole in 3-D is one in each of its slices."""
-    plane = np.zeros((3, 3, 3), bool)
-    plane[:, 1, 1] = plane[1, :, 1] = True
-    parts = np.empty(mask.shape, np.int32)
-    ndimage.label(~mask, plane, output=parts)
-    reached = np.zeros(int(parts.max()) + 1, bool)
-    for face in _faces(parts, (0, 1)):
-        reached[face] = True
-    reached[0] = False
-    return ~reached[parts]
 
 
 def _faces(array: np.ndarray, axes: Sequence[int]) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from jaxseg.data.anonymised import anonymised_voxels
 from jaxseg.data.cases import Case
 from jaxseg.data.intensity import body_mask, check_rule, own_foreground, scan_landmarks
 from jaxseg.data.io import load_label
+from jaxseg.data.io.decoded import slices_of
 from jaxseg.data.itk import correct_bias
 from jaxseg.data.nyul import standard_scale
 from jaxseg.data.recipe import IGNORE, Recipe
@@ -65,11 +66,13 @@ def prepare_case(case: Case, recipe: Recipe) -> Prepared:
         image, mask, grid, present, found = _apply(stacked, recipe, mapped)
     except ShapeError as error:
         raise InputError(f"case {case.id}: {error}") from None
-    info: dict[str, Any] = {"original": stacked.grid.describe(), "body_ml": round(float(mask.sum() * grid.voxel_volume_ml), 2)}
+    original = stacked.grid.describe()
+    del stacked  # as large as what was made of it
+    info: dict[str, Any] = {"original": original, "body_ml": round(float(mask.sum() * grid.voxel_volume_ml), 2)}
     if mapped is not None and found is not None:
         info["label_ml"] = {str(value): _millilitres(mapped.array, i + 1, mapped.grid) for i, value in enumerate(recipe.values)}
         info["label_ml_prepared"] = {str(value): _millilitres(found, i + 1, grid) for i, value in enumerate(recipe.values)}
-        info["label_empty"] = not bool((found > 0).any())
+        info["label_empty"] = not bool(found.any())
     anonymised = _anonymised(case, volumes, recipe, grid, reference)
     if anonymised is not None:
         info["anonymised_ml"] = round(float(np.count_nonzero(anonymised) * grid.voxel_volume_ml), 2)
@@ -107,8 +110,8 @@ def apply_recipe(
 
 
 def _apply(volume: Volume, recipe: Recipe, label: Volume | None):
-    scan, places, mask = _oriented(volume, recipe)
-    placed = place(scan, places, mask, label, recipe)
+    scan, places = _oriented(volume, recipe)
+    placed = place(scan, places, lambda: _body(scan, places, recipe), label, recipe)
     for channel in placed.constant:
         warnings.warn(f"{_name(volume)}: channel {channel} is constant; it becomes 0 everywhere", stacklevel=3)
     present = np.array([number in places for number in range(len(recipe.channels))])
@@ -128,7 +131,8 @@ def learn_scales(cases: Sequence[Case], recipe: Recipe, channels: Sequence[str],
     found: dict[str, list[np.ndarray]] = {name: [] for name in channels}
     for i in np.unique(np.linspace(0, len(cases) - 1, min(sample, len(cases))).round().astype(int)):
         try:
-            scan, places, mask = _oriented(stack_case(cases[i], recipe), recipe)
+            scan, places = _oriented(stack_case(cases[i], recipe), recipe)
+            mask = _body(scan, places, recipe)
         except (InputError, ShapeError):
             continue
         volume = resampled(scan, recipe)
@@ -140,8 +144,8 @@ def learn_scales(cases: Sequence[Case], recipe: Recipe, channels: Sequence[str],
     return replace(recipe, intensity=rules, landmarks={name: list(standard_scale(marks)) for name, marks in found.items()})
 
 
-def _oriented(volume: Volume, recipe: Recipe) -> tuple[Volume, list[int], Bool[np.ndarray, "x y z"]]:
-    """(scan in RAS without bias fields, the place in the recipe of each channel, the body): all at the scan's own resolution."""
+def _oriented(volume: Volume, recipe: Recipe) -> tuple[Volume, list[int]]:
+    """(scan in RAS without bias fields, the place in the recipe of each channel)."""
     places = _match(volume, recipe.channels)
     scan = to_ras(volume)
     rules = [recipe.intensity[place] for place in places]
@@ -151,11 +155,14 @@ def _oriented(volume: Volume, recipe: Recipe) -> tuple[Volume, list[int], Bool[n
             for plane, rule in zip(np.moveaxis(scan.array, 3, 0), rules, strict=True)
         ]
         scan = replace(scan, array=np.stack(planes, -1))
-    # Found here and not on the new grid: resampling blurs the edge of a constant background outwards.
-    mask = body_mask([own_foreground(scan.array[..., i], rule) for i, rule in enumerate(rules)])
-    if recipe.strip == "surface":
-        mask = mask & _brain(scan, rules)
-    return scan, places, mask
+    return scan, places
+
+
+def _body(scan: Volume, places: list[int], recipe: Recipe) -> Bool[np.ndarray, "x y z"]:
+    """The body at the scan's own resolution, and not on the new grid: resampling blurs the edge of a constant background outwards."""
+    rules = [recipe.intensity[place] for place in places]
+    mask = body_mask(own_foreground(scan.array[..., i], rule) for i, rule in enumerate(rules))
+    return mask & _brain(scan, rules) if recipe.strip == "surface" else mask
 
 
 def _brain(scan: Volume, rules: list[str]) -> Bool[np.ndarray, "x y z"]:
@@ -220,13 +227,16 @@ def _map_values(case: Case, label: Volume, recipe: Recipe) -> Volume:
 
 def _counted(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The values there are, ascending, and how often."""
+    slices = np.moveaxis(label, 2, 0)
     if label.dtype != np.uint8:
-        return np.unique(label, return_counts=True)
+        found = [np.unique(part, return_counts=True) for part in slices]
+        values, places = np.unique(np.concatenate([values for values, _ in found]), return_inverse=True)
+        return values, np.bincount(places, weights=np.concatenate([counts for _, counts in found])).astype(np.int64)
     # Counting a slice at a time is faster than sorting, and needs no memory.
-    counts = sum(np.bincount(part.ravel(order="K"), minlength=256) for part in np.moveaxis(label, 2, 0))
+    counts = sum(np.bincount(part.ravel(order="K"), minlength=256) for part in slices)
     values = np.flatnonzero(counts)
     return values, np.asarray(counts)[values]
 
 
 def _millilitres(label: np.ndarray, value: int, grid: Grid) -> float:
-    return round(float(np.count_nonzero(label == value) * grid.voxel_volume_ml), 4)
+    return round(float(sum(np.count_nonzero(part == value) for (part,) in slices_of(label)) * grid.voxel_volume_ml), 4)

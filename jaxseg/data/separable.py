@@ -14,9 +14,12 @@ from jaxtyping import Float, Int, Shaped
 Weights = np.ndarray
 """Of one axis: a matrix (new, old), or for the nearest voxel its index (new,)."""
 Change = Callable[[np.ndarray, tuple[slice, ...]], np.ndarray]
+Finish = Callable[[np.ndarray], np.ndarray]
 
 _ROWS = 48
-_LEADING_ROWS = 24  # of whole slices, which are a large part of a scan's memory
+_SLICES = 4  # made at once: whole slices are a large part of a scan's memory
+_LEADING_ROWS = 24  # where each is made of many
+_READ = 1 << 18  # old voxels, likewise
 # A cubic spline's weights fall by 0.27 a voxel: what is left out is below float32's rounding.
 _NEGLIGIBLE = 1e-7
 
@@ -49,52 +52,98 @@ def nearest_voxels(old: int, new: int, step: float, start: float) -> Int[np.ndar
 
 
 def resample(
-    plane: Shaped[np.ndarray, "x y z"], weights: Sequence[Weights], out: np.ndarray | None = None, *, change: Change | None = None
-) -> Float[np.ndarray, "u v w"]:
+    plane: Shaped[np.ndarray, "x y z"],
+    weights: Sequence[Weights],
+    out: np.ndarray | None = None,
+    *,
+    change: Change | None = None,
+    finish: Finish | None = None,
+) -> Shaped[np.ndarray, "u v w"]:
     """`plane` through the matrices of its three axes, float32, into `out` where one is given.
 
     Args:
         change: applied to each part of the plane as it is read: (part, the box it was cut from) → the part's new values.
+        finish: applied to each part of the result before it is put into `out`, which then need not be float32.
     """
-    # Slices along the axis that lies farthest apart in memory are whole blocks of it.
-    order = np.argsort([-abs(stride) for stride in plane.strides], kind="stable")
-    first, second, third = (weights[axis] for axis in order)
+    order = _by_memory(plane)
     if out is None:
         out = np.empty([len(weights[axis]) for axis in order], np.float32).transpose(np.argsort(order))
-    turned = out.transpose(order)
-    for rows, columns in _bands(first, _LEADING_ROWS):
+    turned, rest = out.transpose(order), _Rest(weights[order[1]], weights[order[2]])
+    for rows, columns in _bands(weights[order[0]], _leading_rows(weights[order[0]])):
+        led = _led(plane, weights, order, rows, columns, change)
+        for start in range(0, len(led), _SLICES):
+            part = rest(led[start : start + _SLICES])
+            turned[rows.start + start : rows.start + start + len(part)] = part if finish is None else finish(part)
+        del led, part  # before there are the next ones
+    return out
+
+
+def resampled_in_turn(
+    plane: Shaped[np.ndarray, "x y z"], weights: Sequence[Weights], changes: Sequence[Change]
+) -> Iterator[tuple[tuple[slice, ...], Iterator[Float[np.ndarray, "u v w"]]]]:
+    """Box after box of the new grid, with what `resample` puts there for each of `changes`: the same plane in several ways, none of them whole."""
+    order = _by_memory(plane)
+    rest, back = _Rest(weights[order[1]], weights[order[2]]), np.argsort(order)
+    for rows, columns in _bands(weights[order[0]], _leading_rows(weights[order[0]])):
         box = [slice(None)] * 3
-        box[order[0]] = columns
+        box[order[0]] = rows
+        parts = (_led(plane, weights, order, rows, columns, change) for change in changes)
+        yield tuple(box), (rest(part).transpose(back) for part in parts)
+
+
+def _by_memory(plane: np.ndarray) -> np.ndarray:
+    """The axes, that first which lies farthest apart in memory: its slices are whole blocks."""
+    return np.argsort([-abs(stride) for stride in plane.strides], kind="stable")
+
+
+def _leading_rows(weights: Weights) -> int:
+    """How many new slices are made from the old ones at once: few where each is one old slice, else what reads few old ones twice."""
+    return _SLICES if weights.ndim == 1 else _LEADING_ROWS
+
+
+def _led(
+    plane: np.ndarray, weights: Sequence[Weights], order: np.ndarray, rows: slice, columns: slice, change: Change | None
+) -> Float[np.ndarray, "u y z"]:
+    """The new slices `rows`, made from the old ones `columns` a few lines at a time; axes in the order of memory."""
+    turned, first = plane.transpose(order), weights[order[0]]
+    lead = first[rows] - columns.start if first.ndim == 1 else first[rows, columns]
+    led = np.empty((len(lead), *turned.shape[1:]), np.float32)
+    lines = max(1, _READ // max(1, (columns.stop - columns.start) * turned.shape[2]))
+    for start in range(0, turned.shape[1], lines):
+        box = [slice(None)] * 3
+        box[order[0]], box[order[1]] = columns, slice(start, min(start + lines, turned.shape[1]))
         part = plane[tuple(box)]
         part = part if change is None else change(part, tuple(box))
         part = np.ascontiguousarray(part.transpose(order), np.float32)
-        lead = first[rows] - columns.start if first.ndim == 1 else first[rows, columns]
-        turned[rows] = _last(_middle(_first(part, lead), second), third)
-    return out
+        led[:, box[order[1]]] = part[lead] if lead.ndim == 1 else (lead @ part.reshape(len(part), -1)).reshape(-1, *part.shape[1:])
+    return led
 
 
-def _first(part: np.ndarray, weights: Weights) -> np.ndarray:
-    if weights.ndim == 1:
-        return part[weights]
-    return (weights @ part.reshape(len(part), -1)).reshape(-1, *part.shape[1:])
+class _Rest:
+    """Slices through the matrices of their two own axes."""
 
+    def __init__(self, second: Weights, third: Weights) -> None:
+        self._second, self._third = second, third
+        self._bands = [list(_bands(weights)) for weights in (second, third)]
 
-def _middle(part: np.ndarray, weights: Weights) -> np.ndarray:
-    if weights.ndim == 1:
-        return part[:, weights]
-    out = np.empty((part.shape[0], len(weights), part.shape[2]), np.float32)
-    for rows, columns in _bands(weights):
-        np.matmul(weights[rows, columns], part[:, columns], out=out[:, rows])
-    return out
+    def __call__(self, part: Float[np.ndarray, "u y z"]) -> Float[np.ndarray, "u v w"]:
+        return self._last(self._middle(part))
 
+    def _middle(self, part: np.ndarray) -> np.ndarray:
+        if self._second.ndim == 1:
+            return part[:, self._second]
+        out = np.empty((part.shape[0], len(self._second), part.shape[2]), np.float32)
+        for rows, columns in self._bands[0]:
+            np.matmul(self._second[rows, columns], part[:, columns], out=out[:, rows])
+        return out
 
-def _last(part: np.ndarray, weights: Weights) -> np.ndarray:
-    if weights.ndim == 1:
-        return part[..., weights]
-    flat, out = part.reshape(-1, part.shape[2]), np.empty((part.shape[0] * part.shape[1], len(weights)), np.float32)
-    for rows, columns in _bands(weights):
-        np.matmul(flat[:, columns], weights[rows, columns].T, out=out[:, rows])
-    return out.reshape(*part.shape[:2], -1)
+    def _last(self, part: np.ndarray) -> np.ndarray:
+        if self._third.ndim == 1:
+            return part[..., self._third]
+        flat, out = part.reshape(-1, part.shape[2]), np.empty((part.shape[0] * part.shape[1], len(self._third)), np.float32)
+        for rows, columns in self._bands[1]:
+            np.matmul(flat[:, columns], self._third[rows, columns].T, out=out[:, rows])
+        return out.reshape(*part.shape[:2], -1)
 
 
 def _bands(weights: Weights, count: int = _ROWS) -> Iterator[tuple[slice, slice]]:

@@ -5,6 +5,7 @@ brain's intensities; not a measurement of anybody's brain. tests/data/test_skull
 A mask that somebody supplies (`strip="mask"`) is better.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import ndimage, sparse
 from scipy.spatial import KDTree
 
+from jaxseg.data.percentiles import percentiles
 from jaxseg.errors import InputError
 
 _WORKING = 2.0  # mm
@@ -41,7 +43,7 @@ def brain_mask(plane: Float[np.ndarray, "x y z"], spacing: tuple[float, float, f
         InputError: what was found has not a brain's size: not a head, or one that is cut off.
     """
     wide = np.maximum(1.0, _WORKING / np.asarray(spacing))
-    smooth = ndimage.gaussian_filter(plane.astype(np.float32), 0.4 * (wide - 1), mode="nearest")
+    smooth = ndimage.gaussian_filter(plane.astype(np.float32, copy=False), 0.4 * (wide - 1), mode="nearest")
     levels = _levels(smooth, spacing)
     directions, faces = _icosphere(_SPHERE)
     vertices = _swell(smooth, spacing, levels, directions, faces)
@@ -56,18 +58,27 @@ def brain_mask(plane: Float[np.ndarray, "x y z"], spacing: tuple[float, float, f
 
 
 def _levels(plane: np.ndarray, spacing: tuple[float, float, float]) -> _Levels:
-    dark, bright = (float(value) for value in np.percentile(plane, (2, 98)))
+    # Slice by slice, here and in `_inside`: positions of all voxels would take many times the memory of the scan.
+    dark, bright = percentiles(lambda: (part.ravel() for part in plane), (2, 98)).tolist()
     air = dark + 0.1 * (bright - dark)
-    head = plane > air
-    if not head.any() or bright <= dark:
+    y, z = np.arange(plane.shape[1]), np.arange(plane.shape[2])
+    sums, total, head = np.zeros(3), 0.0, 0
+    for x, part in enumerate(plane):
+        there = part > air
+        weight = np.where(there, np.clip(part, dark, bright) - dark, 0).astype(np.float64)
+        head, total = head + int(np.count_nonzero(there)), total + weight.sum()
+        sums += x * weight.sum(), weight.sum(1) @ y, weight.sum(0) @ z
+    if not head or bright <= dark:
         raise InputError("skull stripping found no head: nothing stands out of the background")
-    weight = np.where(head, np.clip(plane, dark, bright) - dark, 0)
-    places = np.ogrid[tuple(slice(n) for n in plane.shape)]
-    centre = np.array([float((weight * place).sum() / weight.sum()) * mm for place, mm in zip(places, spacing)])
-    radius = float((3 * np.count_nonzero(head) * np.prod(spacing) / (4 * np.pi)) ** (1 / 3))
-    distance = sum((place * mm - c) ** 2 for place, mm, c in zip(places, spacing, centre))
-    inner = plane[(distance < radius**2) & head & (plane < bright)]
-    return _Levels(dark, air, float(np.median(inner)), centre, radius)
+    centre = sums / total * np.asarray(spacing)
+    radius = float((3 * head * np.prod(spacing) / (4 * np.pi)) ** (1 / 3))
+
+    def inner() -> Iterator[np.ndarray]:
+        for x, part in enumerate(plane):
+            distance = (x * spacing[0] - centre[0]) ** 2 + (y * spacing[1] - centre[1])[:, None] ** 2 + (z * spacing[2] - centre[2]) ** 2
+            yield part[(distance < radius**2) & (part > air) & (part < bright)]
+
+    return _Levels(dark, air, float(percentiles(inner, (50,))[0]), centre, radius)
 
 
 def _swell(
@@ -118,15 +129,17 @@ def _inside(vertices: Float[np.ndarray, "v 3"], shape: tuple[int, ...], spacing:
     """Voxels nearer to the surface's centre than the surface in their direction (it is a star's: BET's forces keep it one)."""
     centre = vertices.mean(0)
     radii = np.linalg.norm(vertices - centre, axis=1)
-    places = np.stack(np.meshgrid(*[np.arange(n) * mm for n, mm in zip(shape, spacing)], indexing="ij"), -1) - centre
-    distance = np.linalg.norm(places, axis=-1)
-    mask = distance < radii.min()
-    near = np.flatnonzero(((distance <= radii.max()) & ~mask).ravel())
-    far = distance.ravel()[near]
     tree = KDTree((vertices - centre) / radii[:, None])
-    gaps, which = tree.query(places.reshape(-1, 3)[near] / far[:, None], k=3)
-    weights = 1 / np.maximum(gaps, 1e-6)
-    mask.ravel()[near] = far <= np.sum(weights * radii[which], 1) / weights.sum(1)
+    x, y, z = (np.arange(n) * mm - c for n, mm, c in zip(shape, spacing, centre))
+    mask = np.empty(shape, bool)
+    for i, slice_ in enumerate(mask):
+        places = np.stack(np.meshgrid(x[i], y, z, indexing="ij"), -1)[0]
+        distance = np.linalg.norm(places, axis=-1)
+        slice_[...] = distance < radii.min()
+        near = (distance <= radii.max()) & ~slice_
+        gaps, which = tree.query(places[near] / distance[near][:, None], k=3)
+        weights = 1 / np.maximum(gaps, 1e-6)
+        slice_[near] = distance[near] <= np.sum(weights * radii[which], 1) / weights.sum(1)
     return mask
 
 

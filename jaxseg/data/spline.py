@@ -3,13 +3,14 @@
 The numbers are those of scipy's and skimage's form; `separable` does the work.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
-from jaxseg.data.separable import Change, Weights, axis_weights, resample
+from jaxseg.data.separable import Change, Finish, Weights, axis_weights, resample, resampled_in_turn
 from jaxseg.data.volume import Grid, Volume, spacing_grid
 from jaxseg.errors import GeometryError
 
@@ -54,7 +55,7 @@ def sample_by_splines(volume: Volume, grid: Grid, *, labels: bool = False, spaci
     for i, out in enumerate(array):
         if labels:
             step, axis = _step(volume, grid), coarse_axis(volume.spacing, grid.spacing if spacing is None else spacing)
-            out[...] = _labels(volume.array[..., i], step, grid.shape, axis)
+            _labels(volume.array[..., i], step, out, axis)
         else:
             spline_channel(volume, i, grid, out, spacing=spacing)
     return replace(volume, array=np.moveaxis(array, 0, 3), affine=grid.affine)
@@ -69,10 +70,17 @@ def spline_channel(
     order: int = 3,
     spacing: Sequence[float] | None = None,
     change: Change | None = None,
+    finish: Finish | None = None,
 ) -> None:
-    """One channel of an image by `sample_by_splines` into `out`; `change` is applied to each part of it that is read (`separable.resample`)."""
+    """One channel of an image by `sample_by_splines` into `out`.
+
+    `change` is applied to each part of it that is read; `finish`, for order 1 alone, to each part that is written (`separable.resample`).
+    """
     plane, axis = volume.array[..., channel], coarse_axis(volume.spacing, grid.spacing if spacing is None else spacing)
     weights = _weights(volume.shape, grid.shape, _step(volume, grid), axis, order)
+    if order == 1:  # between the values that there were, without clipping
+        resample(plane, weights, out, change=change, finish=finish)
+        return
     limits = _Limits(plane.shape, axis, change)
     resample(plane, weights, out, change=limits.looked_at)
     np.clip(out, *limits.on(weights), out=out)
@@ -108,10 +116,10 @@ class _Limits:
 
     def looked_at(self, part: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
         part = part if self._change is None else self._change(part, box)
-        others = tuple(other for other in range(3) if other != self._axis)
         rows = slice(None) if self._axis is None else box[self._axis]
-        self._low[rows] = np.minimum(self._low[rows], part.min(others))
-        self._high[rows] = np.maximum(self._high[rows], part.max(others))
+        slices = [part] if self._axis is None else np.moveaxis(part, self._axis, 0)
+        self._low[rows] = np.minimum(self._low[rows], [one.min() for one in slices])
+        self._high[rows] = np.maximum(self._high[rows], [one.max() for one in slices])
         return part
 
     def on(self, weights: list[Weights]) -> tuple[np.ndarray, np.ndarray]:
@@ -122,27 +130,34 @@ class _Limits:
         return np.moveaxis(low, 0, self._axis), np.moveaxis(high, 0, self._axis)
 
 
-def _labels(plane: Shaped[np.ndarray, "x y z"], step: np.ndarray, shape: tuple[int, ...], axis: int | None) -> Shaped[np.ndarray, "x y z"]:
-    label = np.zeros(shape, plane.dtype)
-    weights, places = _weights(plane.shape, shape, step, axis, 1), _weights(plane.shape, shape, step, None, 0)
+def _labels(plane: Shaped[np.ndarray, "x y z"], step: np.ndarray, label: Shaped[np.ndarray, "u v w"], axis: int | None) -> None:
+    label[...] = 0
+    weights, places = _weights(plane.shape, label.shape, step, axis, 1), _weights(plane.shape, label.shape, step, None, 0)
     old, new = _boxes(plane != 0, weights, places)
     if not all(part.stop for part in new):
-        return label
+        return
     weights = [matrix[rows] if matrix.ndim == 1 else matrix[rows, columns] for matrix, rows, columns in zip(weights, new, old, strict=True)]
     weights = [matrix - columns.start if matrix.ndim == 1 else matrix for matrix, columns in zip(weights, old, strict=True)]
-    nearest = plane[np.ix_(*(place[rows] for place, rows in zip(places, new, strict=True)))]
-    part = nearest.copy()
-    rest, best = np.ones(part.shape, np.float32), np.full(part.shape, -1.0, np.float32)
+    inner, nearest = label[new], plane[np.ix_(*(place[rows] for place, rows in zip(places, new, strict=True)))]
     # 0 comes last: around the box there is nothing else, so that it has what the other classes leave.
-    for value in [*np.setdiff1d(plane[old], [0])[::-1], 0]:
-        score = resample(plane[old] == value, weights) if value else rest
-        rest = rest - score
-        # As in `volume.to_grid`: ties go to the nearest voxel, or every structure would shrink.
-        score = score + np.float32(1e-3) * (nearest == value)
-        better = score >= best
-        part[better], best[better] = value, score[better]
-    label[new] = part
-    return label
+    values = np.setdiff1d(plane[old], [0])[::-1]
+    changes = [functools.partial(_is_class, value=value) for value in values]
+    for box, scores in resampled_in_turn(plane[old], weights, changes):
+        near, part = nearest[box], inner[box]
+        rest, best = np.ones(near.shape, np.float32), np.full(near.shape, -1.0, np.float32)
+        part[...] = near
+        for value in [*values, 0]:
+            score = next(scores) if value else rest
+            rest = rest - score
+            # As in `volume.to_grid`: ties go to the nearest voxel, or every structure would shrink.
+            score = score + np.float32(1e-3) * (near == value)
+            better = score >= best
+            part[better], best[better] = value, score[better]
+
+
+def _is_class(part: np.ndarray, box: tuple[slice, ...], *, value: int) -> Float[np.ndarray, "x y z"]:
+    del box
+    return (part == value).astype(np.float32)
 
 
 def _weights(old: tuple[int, ...], new: tuple[int, ...], step: np.ndarray, axis: int | None, order: int) -> list[Weights]:

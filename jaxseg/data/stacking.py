@@ -77,4 +77,4 @@ def _within_mask(case: Case, stacked: Volume) -> Volume:
     # Half below the tissue's minimum: a background that differs from the darkest tissue is told apart from it.
     low, high = (function(stacked.array, axis=(0, 1, 2)) for function in (np.min, np.max))
     outside = low - 0.05 * (high - low)
-    return replace(stacked, array=np.where(inside, stacked.array, outside).astype(np.float32))
+    return replace(stacked, array=np.where(inside, stacked.array, outside).astype(np.float32, copy=False))

@@ -114,7 +114,7 @@ def to_arrays(prepared: Prepared, job: Job) -> dict[str, Any]:
     """
     image, clipped = _as_float16(prepared.image)
     info = dict(prepared.info) | ({"clipped_to_float16": clipped} if clipped else {})
-    label, mask = prepared.label, np.asarray(prepared.mask, np.uint8)
+    label, mask = prepared.label, np.asarray(prepared.mask, bool).view(np.uint8)  # no copy
     if prepared.anonymised is not None:
         mask = np.where(prepared.anonymised, np.uint8(ANONYMISED), mask)
     return {

@@ -4,7 +4,8 @@ Called by `io` (which makes volumes), `preprocess` (orientation, spacing, stacki
 nibabel and scipy are imported where they are used: the processes that index an archive import this module and need neither.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from jaxseg.data.separable import axis_weights, nearest_voxels, resample
+from jaxseg.data.separable import Finish, axis_weights, nearest_voxels, resample, resampled_in_turn
 from jaxseg.errors import GeometryError
 
 _CORNERS = np.stack(np.meshgrid((0, 1), (0, 1), (0, 1), indexing="ij"), -1).reshape(8, 3)
@@ -168,14 +169,15 @@ def sample_channel(
     labels: bool = False,
     fill: float | None = None,
     antialias: bool = True,
+    finish: Finish | None = None,
 ) -> None:
-    """One channel by `to_grid` (see there) into `out`, which has the grid's shape."""
+    """One channel by `to_grid` (see there) into `out`, which has the grid's shape; `finish` is applied to each part of an image's voxels."""
     volume = reorient_like(volume, grid.affine)
     plane, step = volume.array[..., channel], np.linalg.inv(volume.affine) @ grid.affine
     if labels:
-        out[...] = _sample_labels(plane, step, grid.shape)
+        _sample_labels(plane, step, out)
     else:
-        _sample(plane, step, grid.shape, order, antialias, out)
+        _sample(plane, step, grid.shape, order, antialias, out, finish)
     outside = _outside(step, grid.shape, volume.shape)
     if outside is not None:
         out[outside] = fill if fill is not None else (0 if labels else plane.min())
@@ -250,27 +252,35 @@ def common_view(first: Grid, second: Grid) -> float:
 def _outside(step: np.ndarray, shape: tuple[int, ...], source_shape: tuple[int, ...]) -> np.ndarray | None:
     """Which voxels of the new grid lie more than half a source voxel beyond the source's outermost voxel centres; None for none."""
     index = np.ogrid[tuple(slice(n) for n in shape)]
-    outside: Any = np.zeros((1, 1, 1), bool)
+    found: list[np.ndarray] = []
     for row, size in zip(step[:3], source_shape, strict=True):
-        position = row[3] + sum(row[j] * index[j] for j in range(3) if abs(row[j]) * shape[j] > 1e-9)
-        outside = outside | ((position < -0.5 - 1e-4) | (position > size - 0.5 + 1e-4))
-    return np.broadcast_to(outside, shape) if outside.any() else None
+        position: Any = row[3] + sum(row[j] * index[j] for j in range(3) if abs(row[j]) * shape[j] > 1e-9)
+        found.append((position < -0.5 - 1e-4) | (position > size - 0.5 + 1e-4))
+    # Of axes that run alike each is a line, and only together they are as large as the grid.
+    return np.broadcast_to(functools.reduce(np.logical_or, found), shape) if any(part.any() for part in found) else None
 
 
 def _sample(
-    plane: np.ndarray, step: np.ndarray, shape: tuple[int, ...], order: int, antialias: bool = False, out: np.ndarray | None = None
+    plane: np.ndarray,
+    step: np.ndarray,
+    shape: tuple[int, ...],
+    order: int,
+    antialias: bool = False,
+    out: np.ndarray | None = None,
+    finish: Finish | None = None,
 ) -> np.ndarray:
     """`plane` at the positions that `step` says, low-passed for its strides where asked: float32 (of order 0 its own type), into `out`."""
-    diagonal = np.diag(step[:3, :3])
-    if np.abs(step[:3, :3] - np.diag(diagonal)).max() * max(shape) >= 1e-4:
+    if not _along_axes(step, shape):
         from scipy import ndimage
 
         plane = _smooth(plane, step) if antialias else plane.astype(np.float32, copy=False) if order else plane
-        out = np.empty(shape, plane.dtype) if out is None else out
-        ndimage.affine_transform(plane, step[:3, :3], cast(float, step[:3, 3]), shape, output=out, order=order, mode="nearest")
-        return out
+        done = np.empty(shape, plane.dtype) if out is None or finish else out
+        ndimage.affine_transform(plane, step[:3, :3], cast(float, step[:3, 3]), shape, output=done, order=order, mode="nearest")
+        if out is not None and finish:
+            out[...] = finish(done)
+        return done if out is None else out
     sigmas = _sigmas(step) if antialias else np.zeros(3)
-    lines = list(zip(plane.shape, shape, diagonal.tolist(), step[:3, 3].tolist(), strict=True))
+    lines = _lines(plane.shape, step, shape)
     if order == 0 and not sigmas.any():
         found = plane[np.ix_(*(nearest_voxels(*line) for line in lines))]
         out = found if out is None else out
@@ -279,8 +289,22 @@ def _sample(
     weights = [axis_weights(*line, order, sigma=sigma) for line, sigma in zip(lines, sigmas.tolist(), strict=True)]
     # About the minimum: what is constant there (air, beyond the field of view) stays exactly so.
     low = np.float32(plane.min())
-    done = resample(plane, weights, out, change=lambda part, box: part.astype(np.float32) - low)
-    return np.add(done, low, out=done)
+
+    def lifted(part: np.ndarray) -> np.ndarray:
+        part += low
+        return part if finish is None else finish(part)
+
+    return resample(plane, weights, out, change=lambda part, box: part.astype(np.float32) - low, finish=lifted)
+
+
+def _along_axes(step: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether the new grid's axes run along the old one's."""
+    return bool(np.abs(step[:3, :3] - np.diag(np.diag(step[:3, :3]))).max() * max(shape) < 1e-4)
+
+
+def _lines(old: tuple[int, ...], step: np.ndarray, shape: tuple[int, ...]) -> list[tuple[int, int, float, float]]:
+    """Of each axis: old voxels, new voxels, step and start."""
+    return list(zip(old, shape, np.diag(step[:3, :3]).tolist(), step[:3, 3].tolist(), strict=True))
 
 
 def _smooth(plane: np.ndarray, step: np.ndarray) -> np.ndarray:
@@ -298,23 +322,38 @@ def _sigmas(step: np.ndarray) -> Float[np.ndarray, " 3"]:
     return sigma if sigma.max() > 0.25 else np.zeros(3)
 
 
-def _sample_labels(plane: np.ndarray, step: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    label = np.zeros(shape, plane.dtype)
-    box = _reach(plane != 0, step, shape)
+def _sample_labels(plane: np.ndarray, step: np.ndarray, label: np.ndarray) -> None:
+    label[...] = 0
+    box = _reach(plane != 0, step, label.shape)
     if box is None:
-        return label
+        return
     inner = step.copy()
     inner[:3, 3] += step[:3, :3] @ [part.start for part in box]
     size = tuple(part.stop - part.start for part in box)
-    nearest = _sample(plane, inner, size, 0)
-    part, best = nearest.copy(), np.full(size, -1.0, np.float32)
-    for value in np.unique(plane):
-        # The bonus settles ties: always giving them to the lowest class would shrink every structure when halving a grid.
-        score = _sample(plane == value, inner, size, 1) + np.float32(1e-3) * (nearest == value)
-        better = score > best
-        part[better], best[better] = value, score[better]
-    label[box] = part
-    return label
+    label[box] = nearest = _sample(plane, inner, size, 0)
+    values = np.unique(plane)
+    for part, near, scores in _scored(plane, values, inner, label[box], nearest):
+        best = np.full(near.shape, -1.0, np.float32)
+        for value, score in zip(values, scores, strict=True):
+            # The bonus settles ties: always giving them to the lowest class would shrink every structure when halving a grid.
+            score = score + np.float32(1e-3) * (near == value)
+            better = score > best
+            part[better], best[better] = value, score[better]
+
+
+def _scored(
+    plane: np.ndarray, values: np.ndarray, step: np.ndarray, label: np.ndarray, nearest: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, Iterator[np.ndarray]]]:
+    """Part after part of `label` with that of `nearest`, and each value's share of the voxels there: three float32 of the whole would be most of all
+    the memory that a case needs."""
+    if not _along_axes(step, label.shape):
+        yield label, nearest, (_sample(plane == value, step, label.shape, 1) for value in values)
+        return
+    weights = [axis_weights(*line, 1) for line in _lines(plane.shape, step, label.shape)]
+    changes = [lambda part, box, value=value: (part == value).astype(np.float32) for value in values]
+    if len(values) > 1:  # one alone is its own nearest voxel
+        for box, scores in resampled_in_turn(plane, weights, changes):
+            yield label[box], nearest[box], scores
 
 
 def _reach(mask: np.ndarray, step: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...] | None:

@@ -4,6 +4,7 @@ nibabel's functions do the same for any affine, with a singular value decomposit
 are rectangular (readers refuse shear), so that the columns themselves say which way the axes run.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,14 @@ from jaxtyping import Float, Shaped
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
-def world_axes(affine: Float[np.ndarray, "4 4"]) -> list[tuple[int, int]]:
+def world_axes(affine: Float[np.ndarray, "4 4"]) -> tuple[tuple[int, int], ...]:
     """For each voxel axis the world axis that it runs closest to (0 x, 1 y, 2 z), and 1 or -1 for its direction."""
+    return _axes_of(np.ascontiguousarray(affine, np.float64).tobytes())
+
+
+@functools.lru_cache(64)
+def _axes_of(data: bytes) -> tuple[tuple[int, int], ...]:
+    affine = np.frombuffer(data).reshape(4, 4)
     columns: list[list[float]] = (affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(0))).T.tolist()
     found: dict[int, tuple[int, int]] = {}
     # The axis that is surest of its direction chooses first.
@@ -21,7 +28,7 @@ def world_axes(affine: Float[np.ndarray, "4 4"]) -> list[tuple[int, int]]:
         free = [world for world in range(3) if world not in {taken for taken, _ in found.values()}]
         world = max(free, key=lambda world: abs(columns[axis][world]))
         found[axis] = world, 1 if columns[axis][world] >= 0 else -1
-    return [found[axis] for axis in range(3)]
+    return tuple(found[axis] for axis in range(3))
 
 
 def axis_letters(affine: Float[np.ndarray, "4 4"]) -> str:

@@ -41,9 +41,10 @@ def _dataset(name: str, channel: str, what: str, sizes: dict[str, int]) -> Datas
         channels=(channel,),
         labels={organ: value for value, organ in enumerate(_ORGANS, 1)},
         layout="imagesTr/amos_0001.nii.gz with labelsTr/amos_0001.nii.gz, the same in imagesVa/ and labelsVa/, and imagesTs/",
-        licence="CC BY 4.0 (Zenodo, record 7155725)",
+        licence="not verified: CC BY 4.0 by what others report of Zenodo's record 7155725, CC BY-NC by the paper's page (openreview.net/forum?id=Vk4-HUnkEak)",
         citation="Ji et al., AMOS: A Large-Scale Abdominal Multi-Organ Benchmark for Versatile Medical Image Segmentation, NeurIPS 2022, arXiv:2206.08023",
-        source="the readme that comes with the data; https://amos22.grand-challenge.org; nnU-Net's Dataset218_Amos2022_task1 and Dataset219_Amos2022_task2",
+        source="the readme that comes with the data, for modalities and sizes; labels: the list of huggingface.co/datasets/GoodBaiBai88/M3D-Seg "
+        "(nnU-Net's converters take them from the data's own dataset.json)",
         read=lambda root: _read(root, channel),
         sizes=sizes,
     )

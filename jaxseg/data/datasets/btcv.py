@@ -38,9 +38,10 @@ def _dataset(name: str, title: str, citation: str, splits: dict[int, str], optio
         channels=("CT",),
         labels={organ: value for value, organ in enumerate(_ORGANS, 1)},
         layout="Training/img/img0001.nii.gz with Training/label/label0001.nii.gz, and Testing/img/img0061.nii.gz",
-        licence="terms of the challenge, accepted at registration (synapse.org, syn3193805)",
+        licence="not verified: terms of the challenge, accepted at registration (synapse.org, syn3193805)",
         citation=citation,
-        source="https://www.synapse.org/Synapse:syn3193805/wiki/217789; MONAI Label's radiology app; lists_Synapse of github.com/Beckschen/TransUNet",
+        source="labels: MONAI Label's radiology app and huggingface.co/datasets/Live12/btcv; split: lists_Synapse of github.com/Beckschen/TransUNet; "
+        "the challenge's own pages (synapse.org, syn3193805, wiki 217789) could not be read",
         read=lambda root: _read(root, splits, optional),
         sizes={split: sum(value == split for value in splits.values()) for split in ("train", "test")},
     )

@@ -28,9 +28,9 @@ DATASETS = (
         channels=("CT",),
         labels={"liver": [1, 2], "tumour": [2]},  # the benchmark scores the liver with what grows in it
         layout="volume-0.nii with segmentation-0.nii, in folders of any name, and test-volume-0.nii",
-        licence="CC BY-NC-ND 4.0",
+        licence="not verified: terms of the challenge, accepted at registration (its copy on Kaggle says CC BY-NC-ND 4.0, the one in CADS CC BY-NC-SA 4.0)",
         citation="Bilic et al., The Liver Tumor Segmentation Benchmark (LiTS), Medical Image Analysis 84 (2023) 102680, doi:10.1016/j.media.2022.102680",
-        source="the paper, for labels and sizes; the licence by what others report of competitions.codalab.org/competitions/17094",
+        source="the paper, for labels and sizes; copies, for the licence: the terms at competitions.codalab.org/competitions/17094 could not be read",
         read=_read,
         sizes={"train": 131, "test": 70},
     ),

@@ -4,6 +4,7 @@ Called by the readers (`nifti`, `nrrd`, `metaimage`, `dicom`), and by `read` and
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,11 +65,24 @@ class Decoded:
     header: Header
 
     def values(self) -> np.ndarray:
-        """Scaled intensities, float32."""
-        if self.header.slope == 1 and self.header.inter == 0:
-            return self.stored.astype(np.float32)
+        """Scaled intensities, float32; the stored voxels themselves where they are that already and may be written to."""
+        plain = self.header.slope == 1 and self.header.inter == 0
+        if plain:
+            return np.require(self.stored.astype(np.float32, copy=False), requirements="W")
         wide = np.float64 if self.stored.dtype.itemsize > 2 else np.float32
-        return (self.stored.astype(wide) * wide(self.header.slope) + wide(self.header.inter)).astype(np.float32)
+        values = np.empty_like(self.stored, np.float32)
+        for old, new in slices_of(self.stored, values):
+            new[...] = old.astype(wide) * wide(self.header.slope) + wide(self.header.inter)
+        return values
+
+
+def slices_of(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Slices of arrays of one shape, as views, along the axis that lies farthest apart in the first one's memory.
+
+    What is done to a whole scan takes as much memory as the scan; what is done slice by slice takes none.
+    """
+    axis = int(np.argmax(np.abs(arrays[0].strides)))
+    yield from zip(*(np.moveaxis(array, axis, 0) for array in arrays), strict=True)
 
 
 def check_caps(shape: tuple[int, ...], dtype: np.dtype, name: str, rules: Rules) -> None:

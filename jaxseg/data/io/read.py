@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from jaxseg.data.io import scans
-from jaxseg.data.io.decoded import Decoded, Rules
+from jaxseg.data.io.decoded import Decoded, Rules, slices_of
 from jaxseg.data.volume import Grid, Source, Volume, stack_channels, to_ras
 from jaxseg.errors import InputError
 
@@ -106,15 +106,16 @@ def decoded_volume(path: Path, decoded: Decoded, channels: Sequence[str] | None,
         raise InputError(f"{path}: a 4-D image with {values.shape[3]} volumes, but {said}; name its channels, or split it into files")
     if values.ndim == 3 and len(channels or " ") != 1:
         raise InputError(f"{path}: a 3-D image, but {len(channels or ())} channels were named: {', '.join(channels or ())}")
-    bad = ~np.isfinite(values)
-    if count := int(np.count_nonzero(bad)):
+    # Slice by slice, here and below: what a whole scan is compared to takes as much memory as the scan.
+    if count := sum(int(np.count_nonzero(~np.isfinite(part))) for (part,) in slices_of(values)):
         if nonfinite is None:
-            nans = int(np.count_nonzero(np.isnan(values)))
+            nans = sum(int(np.count_nonzero(np.isnan(part))) for (part,) in slices_of(values))
             raise InputError(
                 f"{path}: {count:,} of {values.size:,} voxels are not finite ({nans:,} NaN, {count - nans:,} infinite); "
                 "mend the scan, or choose a value for them with nonfinite="
             )
-        values[bad] = nonfinite
+        for (part,) in slices_of(values):
+            part[~np.isfinite(part)] = nonfinite
     return _volume(path, decoded, values, channels or [scans.stem(path)], reorient)
 
 
@@ -136,16 +137,17 @@ def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
     if values.ndim != 3:
         raise InputError(f"{path}: a label map must be 3-D; found shape {values.shape}")
     if values.dtype.kind == "f":
-        fraction = int(np.count_nonzero(~(values == np.round(values)) | ~np.isfinite(values)))
-        if fraction:
+        fractions = [part[~(part == np.round(part)) | ~np.isfinite(part)] for (part,) in slices_of(values)]
+        if fraction := sum(part.size for part in fractions):
             raise InputError(
                 f"{path}: {fraction:,} of {values.size:,} label values are not whole numbers, such as "
-                f"{values[~(values == np.round(values))][0]:g}; a label map holds classes 0, 1, 2, … "
+                f"{next(part[0] for part in fractions if part.size):g}; a label map holds classes 0, 1, 2, … "
                 "(was it interpolated as if it were an image?)"
             )
     low, high = values.min(), values.max()
     if low < 0:
-        raise InputError(f"{path}: {int(np.count_nonzero(values < 0)):,} label values are negative (down to {low:g}); expected 0, 1, 2, …")
+        count = sum(int(np.count_nonzero(part < 0)) for (part,) in slices_of(values))
+        raise InputError(f"{path}: {count:,} label values are negative (down to {low:g}); expected 0, 1, 2, …")
     if high > 2**31 - 1:
         raise InputError(f"{path}: label values up to {high:g} are beyond 32 bits; expected 0, 1, 2, …")
     return values.astype(np.uint8 if high < 256 else np.uint16 if high < 65536 else np.int32)

@@ -103,13 +103,17 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
     Links to folders are followed, as archives put together from others have them; a folder that was seen already is not entered again.
     """
-    seen: set[str] = set()
+    seen: set[tuple[int, int]] = set()
     for folder, below, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
+        try:
+            status = os.stat(folder)
+        except OSError:  # gone since it was listed
             below.clear()
             continue
-        seen.add(real)
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         below[:] = sorted(name for name in below if not name.startswith("."))
         yield Path(folder), sorted(name for name in names if not name.startswith("."))
 
