@@ -28,8 +28,8 @@ class FinetuneConfig:
         store: folder of the prepared, labelled scans (`jaxseg prepare`).
         out: run folder.
         init: model or run folder of a pretraining to start from; "" trains from scratch.
-        take: what of it: its "encoder", or the whole "network", where it is the same one (as of the objective "lesions", whose outlines the head
-            then starts from).
+        take: what of it: its "encoder", or the whole "network" but the head, where it is the same one; of the objective "lesions" the head, too, which
+            then starts from its outlines.
         split: the pool of training cases: "" for every labelled case of the store, or "FILE.json:KEY".
         labels: train on the first so many cases of the pool; None for all.
         monitor: cases watched during training, "FILE.json:KEY"; never trained on. "" for none.

@@ -191,7 +191,8 @@ def _take(params: Any, model: ModelConfig, store: Store, init: Path, what: str) 
             nnx.state(source.network),
             channels=store.recipe.channels,
             source_channels=source.card["channels"],
-            outlines=Classes.of(store.recipe).outlines(getattr(source.config, "num_classes", 1)),
+            # Of any other network nobody says that its outputs are outlines.
+            outlines=Classes.of(store.recipe).outlines(source.config.num_classes) if source.card.get("objective") == "lesions" else None,
         )
     return take_encoder(
         params,

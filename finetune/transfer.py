@@ -17,7 +17,7 @@ from jaxseg.train import array_names
 from jaxseg.zoo.channels import adapt_channels
 
 PREFIX = "encoder."
-HEAD, HEAD_BIAS = "head.kernel", "head.bias"
+HEAD = "head.kernel"
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,17 @@ def take_encoder(
 
 
 def take_network(
-    params: Any, source: Any, *, channels: Sequence[str], source_channels: Sequence[str], outlines: Sequence[int | None]
+    params: Any, source: Any, *, channels: Sequence[str], source_channels: Sequence[str], outlines: Sequence[int | None] | None
 ) -> Transfer:
     """Put all arrays of `source` into `params`, which must be those of the same network for the same channels, but perhaps other outputs.
 
     Args:
         params: parameters of the network to fine-tune.
-        source: parameters of the pretrained network, whose outputs are outlines.
+        source: parameters of the pretrained network.
         channels, source_channels: names of the input channels.
-        outlines: which of the source's outputs each output starts from (`Classes.outlines`); None for one that starts as a constant. The head's
-            biases stay those of `params`, which know how rare each label is.
+        outlines: where the source's outputs are outlines, which of them each output starts from (`Classes.outlines`), None for one that starts as
+            a constant; the head's biases stay those of `params`, which know how rare each label is. None where they mean something else: the
+            whole head then stays that of `params`.
 
     Raises:
         CheckpointError: other channels, or an array that is missing, left over or of another shape; the message is a table of all of them.
@@ -97,13 +98,14 @@ def take_network(
         )
     offered, wanted = _named(source), _named(params)
     adapted = {}
-    if HEAD in offered and HEAD in wanted:
+    if outlines is not None and HEAD in offered and HEAD in wanted:
         voxels = wanted[HEAD].shape[-1] // len(outlines)
         offered[HEAD] = head_of_outlines(offered[HEAD], voxels, outlines)
         adapted[HEAD] = "outputs " + ", ".join("0" if each is None else f"outline {each + 1}" for each in outlines)
-        offered[HEAD_BIAS] = wanted[HEAD_BIAS]
+    own = [name for name in wanted if name.startswith("head.") and name not in adapted]
+    offered |= {name: wanted[name] for name in own}
     _refuse_differences(offered, wanted, "network is not this one (give it the same settings, or take its encoder alone: --take encoder)")
-    return _replaced(params, {name: leaf for name, leaf in offered.items() if name != HEAD_BIAS}, adapted)
+    return _replaced(params, {name: leaf for name, leaf in offered.items() if name not in own}, adapted)
 
 
 def head_of_outlines(kernel: Any, voxels: int, outlines: Sequence[int | None]) -> jax.Array:

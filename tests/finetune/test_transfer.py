@@ -52,6 +52,13 @@ def test_a_whole_network_is_taken_and_its_head_starts_from_outlines():
     assert taken.adapted == {"head.kernel": "outputs 0, outline 1, outline 3, outline 3"}
 
 
+def test_a_network_whose_outputs_are_no_outlines_gives_all_but_its_head():
+    source, target = unetr(seed=1), unetr(seed=2)
+    before, after = named(target), named(take_network(target, source, channels="ab", source_channels="ab", outlines=None).params)
+    for name, array in after.items():
+        np.testing.assert_array_equal(array, before[name] if name.startswith("head.") else named(source)[name], err_msg=name)
+
+
 def test_a_new_head_draws_the_outlines_that_it_was_made_of():
     """The same logits, voxel by voxel: folding voxels into channels and back must not mix them up."""
     source = UNETR(UNETRConfig(encoder=ENCODER, feature=4, stride=2, num_classes=3), rngs=nnx.Rngs(1))
