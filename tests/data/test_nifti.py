@@ -85,6 +85,24 @@ def test_qform_alone_agrees_with_nibabel(tmp_path):
         np.testing.assert_allclose(load_volume(tmp_path / "q.nii", reorient=False).affine, affine, atol=1e-5)
 
 
+@pytest.mark.parametrize("a", [0.0, 1e-5, 2e-4, 5e-4, 7e-4, 1.3e-3, 3e-3, 1e-2])
+def test_a_slight_tilt_beside_a_half_turn_is_no_conflict_and_is_kept(write, a):
+    """LPS scans turned by a fraction of a degree: the quaternion's scalar part is what its float32 leave of 1, which once was taken for rounding."""
+    turn = Rotation.from_quat([0.02, -0.012, np.sqrt(1 - 0.02**2 - 0.012**2 - a * a), a]).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([1, 1, 2])
+    image = nib.Nifti1Image(np.arange(240 * 240 * 2, dtype=np.int32).reshape(240, 240, 2), affine)
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    np.testing.assert_allclose(load_volume(write(image.to_bytes()), reorient=False).affine, affine, atol=1e-6)
+    image.set_sform(None, 0)
+    alone = load_volume(write(image.to_bytes()), reorient=False).affine
+    # What three float32 can say of it.
+    assert Grid((240, 240, 2), alone).offset_from(Grid((240, 240, 2), affine)) < 0.5
+    saved = write(encode(voxels(shape=(240, 240, 2)), Grid((240, 240, 2), affine), zipped=False), "saved.nii")
+    np.testing.assert_allclose(load_volume(saved, reorient=False).affine, affine, atol=1e-6)
+
+
 def test_a_trailing_one_is_squeezed_and_names_tell_nothing_about_compression(write):
     path = write(gzip.compress(raw(voxels(shape=(6, 5, 4, 1)))), "named.nii")
     assert load_volume(path).array.shape == (6, 5, 4, 1)

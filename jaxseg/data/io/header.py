@@ -42,6 +42,8 @@ _SIZES = {348: _layout(348, 1, 2), 540: _layout(540, 3, 4)}
 _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _REFUSED = {1: "1-bit", 32: "complex", 1792: "complex", 2048: "complex", 1536: "128-bit float", 128: "RGB colour", 2304: "RGBA colour"}
 _QUATERNION_ROUNDING = 1e-5
+# The squares of three float32 add up to 1 within so much: near a half turn the scalar part, the root of what is missing to 1, is known to 0.0006 at best.
+_HALF_TURN = 3 * float(np.finfo(np.float32).eps)
 _UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
 
@@ -134,7 +136,7 @@ def _grid(raw, shape: tuple[int, ...], name: str, rules: Rules) -> tuple[Grid, i
         )
     size, notes = (shape[0], shape[1], shape[2]), []
     codes = {"sform": int(raw["sform_code"]), "qform": int(raw["qform_code"])}
-    readers = {"sform": lambda: _sform(raw, name), "qform": lambda: _qform(raw, pixdim, name)}
+    readers = {"sform": lambda: [_sform(raw, name)], "qform": lambda: _qforms(raw, pixdim, name)}
     stated = [form for form in ("sform", "qform") if codes[form] > 0]
     if rules.policy and rules.policy not in stated:
         stated_text = " and ".join(stated) or "neither form"
@@ -144,10 +146,11 @@ def _grid(raw, shape: tuple[int, ...], name: str, rules: Rules) -> tuple[Grid, i
         notes.append(f"orientation {rules.assume_orientation} assumed: the file states none")
     else:
         chosen = rules.policy or stated[0]
-        affine = readers[chosen]()
+        affine = readers[chosen]()[0]
         if rules.policy is None:
-            rivals = {form: readers[form]() for form in stated[1:]} or {"pixdim": _with_sizes(affine, pixdim)}
-            _check_agreement(Grid(size, affine), {form: Grid(size, rival) for form, rival in rivals.items()}, chosen, name)
+            rivals = {form: readers[form]() for form in stated[1:]} or {"pixdim": [_with_sizes(affine, pixdim)]}
+            grids = {form: [Grid(size, each) for each in affines] for form, affines in rivals.items()}
+            _check_agreement(Grid(size, affine), grids, chosen, name)
     factor = _UNIT_MM.get(int(raw["xyzt_units"]) & 7, 1.0)
     if factor != 1:
         affine = np.diag([factor, factor, factor, 1.0]) @ affine
@@ -161,20 +164,27 @@ def _sform(raw, name: str) -> np.ndarray:
     return usable_affine(affine, "sform", name)
 
 
-def _qform(raw, pixdim: np.ndarray, name: str) -> np.ndarray:
-    affine = np.eye(4)
+def _qforms(raw, pixdim: np.ndarray, name: str) -> list[np.ndarray]:
+    """The affine that the quaternion states, and near a half turn the other one that it may have been rounded from."""
     b, c, d = (float(raw[f"quatern_{axis}"]) for axis in "bcd")
-    affine[:3, :3] = _rotation(b, c, d, name) * pixdim[1:4] * [1, 1, -1 if pixdim[0] < 0 else 1]
-    affine[:3, 3] = [float(raw[f"qoffset_{axis}"]) for axis in "xyz"]
-    return usable_affine(affine, "qform", name)
-
-
-def _rotation(b: float, c: float, d: float, name: str) -> np.ndarray:
-    """The rotation of a unit quaternion, given its vector part; the scalar part is taken positive, as NIfTI says."""
     rest = 1 - (b * b + c * c + d * d)
     if not rest > -_QUATERNION_ROUNDING:
         raise GeometryError(f"{name}: the qform's quaternion is not a rotation; mend the header, or choose policy 'sform'")
-    a = math.sqrt(rest) if rest > _QUATERNION_ROUNDING else 0.0  # below that it is the rounding of a half turn
+    # The scalar part is taken positive, as NIfTI says; where it may be rounding alone it is 0, as nibabel has it.
+    scalars = [math.sqrt(rest)] if rest > _HALF_TURN else [0.0]
+    if abs(rest) < 3 * _HALF_TURN:
+        scalars.append(0.0 if rest > _HALF_TURN else math.sqrt(max(rest, 0.0)))
+    affines = []
+    for a in scalars:
+        affine = np.eye(4)
+        affine[:3, :3] = _rotation(a, b, c, d) * pixdim[1:4] * [1, 1, -1 if pixdim[0] < 0 else 1]
+        affine[:3, 3] = [float(raw[f"qoffset_{axis}"]) for axis in "xyz"]
+        affines.append(usable_affine(affine, "qform", name))
+    return affines
+
+
+def _rotation(a: float, b: float, c: float, d: float) -> np.ndarray:
+    """The rotation of a quaternion of about unit length."""
     scale = 2 / (a * a + b * b + c * c + d * d)
     return np.array(
         [
@@ -192,8 +202,9 @@ def _with_sizes(affine: np.ndarray, pixdim: np.ndarray) -> np.ndarray:
     return rival
 
 
-def _check_agreement(grid: Grid, rivals: dict[str, Grid], chosen: str, name: str) -> None:
-    for form, rival in rivals.items():
+def _check_agreement(grid: Grid, rivals: dict[str, list[Grid]], chosen: str, name: str) -> None:
+    for form, stated in rivals.items():
+        rival = min(stated, key=grid.offset_from) if len(stated) > 1 else stated[0]
         apart = np.abs(grid.affine - rival.affine).max(0)
         if apart[:3] @ grid.shape + apart[3] < 0.1 * min(grid.spacing):
             continue  # nearly every file: no corner can be half a voxel away
