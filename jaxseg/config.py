@@ -106,6 +106,8 @@ def _restore(hint: Any, value: Any) -> Any:
         # Of several dataclasses the one that has just these fields: `as_json` writes all of them.
         exact = [kind for kind in kinds if {field.name for field in dataclasses.fields(kind)} == set(value)]
         return from_json((exact or kinds)[0], value)  # type: ignore[arg-type]
+    if isinstance(value, dict) and any(typing.get_origin(each) is tuple for option in options for each in typing.get_args(option)[1:]):
+        return {name: _freeze(item) for name, item in value.items()}
     return _freeze(value)
 
 
