@@ -86,6 +86,8 @@ def arms_of(kinds: Sequence[ArmKind], pretrained: Sequence[str]) -> tuple[Arm, .
 
 def describe(arm: Arm, study: FewLabelConfig) -> str:
     """What the arm is, in words."""
+    if arm.kind == "pretrained" and study.finetune.take == "network":
+        return "the same network, all of it from the pretraining"
     nth = {1: "", 2: "2nd", 3: "3rd"}.get(study.partial_every, f"{study.partial_every}th")
     return ABOUT[arm.kind].replace("n-th", nth) if arm.kind == "partial" else ABOUT[arm.kind]
 

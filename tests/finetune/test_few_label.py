@@ -12,7 +12,7 @@ import pytest
 
 from finetune.config import FinetuneConfig
 from finetune.few_label import FewLabelConfig
-from finetune.few_label.arms import SEMI, arms_of, settings_of
+from finetune.few_label.arms import SEMI, arms_of, describe, settings_of
 from finetune.few_label.cells import choose_cells, grid_of
 from finetune.few_label.study import run_study
 from finetune.few_label.subsets import make_split
@@ -143,6 +143,12 @@ def test_all_cases_of_a_patient_are_on_one_side_and_a_split_depends_on_seed_and_
     assert make_split(patients, test=3, seed=6) != split
     with pytest.raises(ConfigError, match="must leave cases"):
         make_split(patients, test=12, seed=5)
+
+
+def test_a_pretrained_arm_says_what_of_the_pretraining_it_takes():
+    [arm] = arms_of(("pretrained",), ("mae",))
+    assert "its encoder" in describe(arm, FewLabelConfig())
+    assert "all of it" in describe(arm, FewLabelConfig(finetune=FinetuneConfig(take="network")))
 
 
 def test_arms_differ_in_what_they_say_and_in_nothing_else():
