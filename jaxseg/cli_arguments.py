@@ -53,7 +53,8 @@ def _run(verbs) -> None:
         "--objective",
         choices=("mae", "lesions"),
         default="mae",
-        help="what pretraining learns: to restore hidden voxels, or to outline artificial lesions (default: %(default)s)",
+        help="what pretraining learns: to restore hidden voxels, or to outline artificial lesions (which helped on phantoms and "
+        "lost on real sarcomas, see docs/results.md) (default: %(default)s)",
     )
     parser.add_argument(
         "--signal",

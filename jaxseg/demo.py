@@ -10,8 +10,9 @@ from jaxseg.progress import bar
 
 UNLABELLED, LABELLED, BROKEN, TRAINED_ON = 48, 32, 4, 4
 
-# What a textbook says of gliomas, by channel: how far oedema, enhancing tumour and necrosis lie above the brain around them, in standard deviations of
-# the head. Rounded, the same for every scanner, and not fitted to the phantoms; but whoever drew those read the same textbooks.
+# How far oedema, enhancing tumour and necrosis of a glioma lie above the brain around them, by channel, in standard deviations of the head. Set with the
+# phantoms' own table in view (`data.phantom.contrast.SIGNAL`, itself by eye from textbooks): rounded differences, the same for every scanner. So
+# the demo's pretraining is told what its tumours look like, as a user who knows the disease would tell it, but better than such a user could.
 GLIOMA = {"T1": (-0.8, -0.9, -1.6), "T1c": (-0.8, 1.2, -1.6), "T2": (1.6, 0.8, 1.8), "FLAIR": (1.8, 1.0, 0.0)}
 
 

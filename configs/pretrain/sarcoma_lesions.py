@@ -7,7 +7,7 @@ python -m finetune.few_label sarcoma --scans SARCOMA --store runs/sarcoma/store 
 All that is known beforehand is that living tumour takes up more FDG than the tissue around it. Sizes are those of large tumours; the loss stays
 close to each lesion, because nearly every crop of these scans holds a true one.
 
-It lost against scratch (docs/results.md, "Sarcoma"), perhaps just because of those: next to an artificial lesion they are learnt to be none.
+It lost against scratch (docs/results.md, "Sarcoma"), perhaps because of those, which was not tried: next to an artificial lesion they are learnt to be none.
 """
 
 import dataclasses
