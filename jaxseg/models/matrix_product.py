@@ -1,8 +1,10 @@
-"""The matrix product of every linear map, with a gradient that is fast on CPU. Used by `layers` and `eva`, through `nnx.Linear(dot_general=…)`."""
+"""The matrix product of every linear map, in the forms that are fast on CPU. Used by `layers` and `eva`, through `nnx.Linear(dot_general=…)`."""
 
+import math
 from typing import Any
 
 import jax
+from jax import lax
 from jaxtyping import Array, Float
 
 
@@ -11,8 +13,10 @@ def product(
 ) -> Float[Array, "*n o"]:
     """`x @ kernel`, to be called as `nnx.Linear` calls `lax.dot_general`: the further arguments say what is always so here.
 
-    JAX's own rule writes the kernel's gradient as the transpose of (gradientᵀ x), for which XLA's CPU backend first copies the whole gradient
-    in another order. Here it is xᵀ gradient: the same sums, and no copy.
+    Forms of the same sums, chosen where a program is lowered for a CPU; first derivatives in reverse mode only. XLA's CPU backend is quicker if
+    the larger of two factors is the left one: with fewer rows than the kernel has, the kernel comes first, for the value and for the gradient of
+    `x` (65 rows, 768 to 3072: 137 GFLOP/s instead of 73). For the kernel's gradient it wants `x` transposed beforehand; JAX's own rule
+    gives the transpose of (gradientᵀ x), for which it first copies the whole gradient in another order.
     """
     del dimensions, precision, out_sharding
     return _product(x, kernel)
@@ -20,7 +24,9 @@ def product(
 
 @jax.custom_vjp
 def _product(x: Array, kernel: Array) -> Array:
-    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    if _few_rows(x, kernel):
+        return lax.platform_dependent(x, kernel, cpu=_kernel_first, default=_plain)
+    return _plain(x, kernel)
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -29,11 +35,43 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
-    rows, columns = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    cpu = _x_gradient_kernel_first if _few_rows(x, kernel) else _x_gradient
     return (
-        jax.lax.dot_general(gradient, kernel, (((gradient.ndim - 1,), (1,)), ((), ()))),
-        jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ()))),
+        lax.platform_dependent(gradient, kernel, cpu=cpu, default=_x_gradient),
+        lax.platform_dependent(_rows(x), _rows(gradient), cpu=_kernel_gradient_transposed, default=_kernel_gradient),
     )
 
 
 _product.defvjp(_forward, _backward)
+
+
+def _few_rows(x: Array, kernel: Array) -> bool:
+    return math.prod(x.shape[:-1]) < min(kernel.shape)
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _plain(x: Array, kernel: Array) -> Array:
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _kernel_first(x: Array, kernel: Array) -> Array:
+    return lax.dot_general(kernel, _rows(x).T, (((0,), (0,)), ((), ()))).T.reshape(*x.shape[:-1], -1)
+
+
+def _x_gradient(gradient: Array, kernel: Array) -> Array:
+    return lax.dot_general(gradient, kernel, (((gradient.ndim - 1,), (1,)), ((), ())))
+
+
+def _x_gradient_kernel_first(gradient: Array, kernel: Array) -> Array:
+    return lax.dot_general(kernel, _rows(gradient).T, (((1,), (0,)), ((), ()))).T.reshape(*gradient.shape[:-1], -1)
+
+
+def _kernel_gradient(rows: Array, gradient: Array) -> Array:
+    return lax.dot_general(rows, gradient, (((0,), (0,)), ((), ())))
+
+
+def _kernel_gradient_transposed(rows: Array, gradient: Array) -> Array:
+    return lax.dot_general(lax.optimization_barrier(rows.T), gradient, (((1,), (0,)), ((), ())))
