@@ -1,8 +1,8 @@
 """3-D convolution, its cheap special cases (1x1x1, kernel = stride) and changes of resolution. UNETR calls these.
 
 Arrays are `(b, x, y, z, c)` and kernels `(kx, ky, kz, in, out)`. One function, `conv3d`, chooses the form by the platform that a program
-is lowered for: plain `lax.conv` on GPU and TPU, `models.conv_cpu` for 3x3x3 and depthwise kernels and `models.conv_phases` for
-strides on CPU. `switches.fast_paths(convolution=False)` leaves `lax.conv` alone, everywhere.
+is lowered for: plain `lax.conv` on GPU and TPU; on CPU `models.conv_cpu` without strides and `models.conv_phases` with them.
+`switches.fast_paths(convolution=False)` leaves `lax.conv` alone, everywhere.
 """
 
 import math
@@ -51,7 +51,7 @@ def conv3d(
         out = _grouped_conv(x, kernel, strides, padding, groups)
     elif kernel.shape[:3] == strides == (1, 1, 1) and isinstance(padding, str):
         out = _pointwise(x, kernel[0, 0, 0])
-    elif kernel.shape[:3] == (3, 3, 3) and strides == (1, 1, 1) and padding == "SAME":
+    elif strides == (1, 1, 1) and padding == "SAME":
         out = _conv_by_platform(x, kernel)
     elif (before := _in_whole_blocks(x, kernel, strides, padding)) is not None:
         out = conv_phases.strided_conv(x, kernel, strides, before)
@@ -165,13 +165,17 @@ def _plain_gradients(x, kernel, gradient):
     return jax.vjp(_plain, x, kernel)[1](gradient)
 
 
+def _cpu(x, kernel):
+    return conv_cpu.convolve(x, kernel, conv_cpu.same(kernel.shape[:3]))
+
+
 def _cpu_gradients(x, kernel, gradient):
-    return conv_cpu.input_gradient(gradient, kernel), conv_cpu.kernel_gradient(x, gradient).astype(kernel.dtype)
+    return jax.vjp(_cpu, x, kernel)[1](gradient)
 
 
 @jax.custom_vjp
 def _conv_by_platform(x, kernel):
-    return lax.platform_dependent(x, kernel, cpu=conv_cpu.forward, default=_plain)
+    return lax.platform_dependent(x, kernel, cpu=_cpu, default=_plain)
 
 
 def _forward(x, kernel):

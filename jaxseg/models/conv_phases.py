@@ -15,7 +15,7 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseg.models import switches
+from jaxseg.models import conv_cpu, switches
 
 Triple = tuple[int, int, int]
 Pads = tuple[tuple[int, int], ...]
@@ -89,7 +89,7 @@ def _phases(x: Array, kernel: Array, strides: Triple, before: Triple, pads: Pads
 def _coarse_conv(x: Array, kernel: Array, pads: list[tuple[int, int]]) -> Array:
     if kernel.shape[:3] == (1, 1, 1) and not any(map(any, pads)):
         return jnp.einsum("bxyzi,io->bxyzo", x, kernel[0, 0, 0])
-    return lax.conv_general_dilated(x, kernel, (1, 1, 1), pads, dimension_numbers=_DIMS)
+    return conv_cpu.convolve(x, kernel, tuple(pads))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
