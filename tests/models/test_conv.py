@@ -32,7 +32,14 @@ def close(found, wanted, tolerance=1e-5):
 
 @pytest.mark.parametrize(
     ("shape", "out"),
-    [((1, 5, 6, 7, 1), 1), ((2, 3, 4, 9, 4), 16), ((3, 1, 2, 5, 9), 3), ((2, 7, 5, 3, 16), 12), ((1, 1, 1, 1, 32), 8), ((2, 3, 17, 16, 2), 20)],
+    [
+        ((1, 5, 6, 7, 1), 1),
+        ((2, 3, 4, 9, 4), 16),
+        ((3, 1, 2, 5, 9), 3),
+        ((2, 7, 5, 3, 16), 12),
+        ((1, 1, 1, 1, 32), 8),
+        ((2, 3, 17, 16, 2), 20),
+    ],
 )
 def test_fast_form_equals_lax_in_value_and_gradients(shape, out):
     x, kernel, gradient = arrays(shape, (3, 3, 3, shape[-1], out), (*shape[:4], out))
