@@ -65,7 +65,7 @@ def train_work(
     first = TrainState.create(params, optimizer)
     placed = {name: jnp.asarray(array) for name, array in batch.items()} | {"id": jnp.arange(len(batch["image"]), dtype=jnp.int32)}
     key = jax.random.key(0)
-    # As training compiles it, options and all.
+    # As the mesh layout compiles it, options and all.
     compiled, seconds = compile_timed(Layout("mesh", jax.devices()[:1]).compile(step), first, placed, key)
     flops = _flops(setting, step, first, placed, key)
     kept = [first]

@@ -7,19 +7,22 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxseg.models import switches
+
 
 def product(
     x: Float[Array, "*n i"], kernel: Float[Array, "i o"], dimensions: Any = None, precision: Any = None, out_sharding: Any = None
 ) -> Float[Array, "*n o"]:
     """`x @ kernel`, to be called as `nnx.Linear` calls `lax.dot_general`: the further arguments say what is always so here.
 
-    Forms of the same sums, chosen where a program is lowered for a CPU; first derivatives in reverse mode only. XLA's CPU backend is quicker if
+    Forms of the same sums, chosen where a program is lowered for a CPU; first derivatives in reverse mode only. `switches.fast_paths(product=False)`
+    leaves `lax.dot_general` alone. XLA's CPU backend is quicker if
     the larger of two factors is the left one: with fewer rows than the kernel has, the kernel comes first, for the value and for the gradient of
     `x` (65 rows, 768 to 3072: 137 GFLOP/s instead of 73). For the kernel's gradient it wants `x` transposed beforehand; JAX's own rule
     gives the transpose of (gradientᵀ x), for which it first copies the whole gradient in another order.
     """
     del dimensions, precision, out_sharding
-    return _product(x, kernel)
+    return _product(x, kernel) if switches.allowed().product else _plain(x, kernel)
 
 
 @jax.custom_vjp

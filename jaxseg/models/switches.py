@@ -1,4 +1,5 @@
-"""Which fast forms the networks may take: one setting that a `with` block changes. Read by `models.attention`, `conv` and `instance_norm`.
+"""Which fast forms the networks may take: one setting that a `with` block changes. Read by `models.attention`, `conv`,
+`instance_norm` and `matrix_product`.
 
 Every fast form gives the numbers of the plain one up to rounding. To turn them off is for finding out where a difference comes from.
 """
@@ -20,12 +21,14 @@ class FastPaths:
         the square of the tokens.
     convolution: matrix products, folded strides and the CPU forms with their own gradients; without, `jax.lax` convolutions alone.
     norm: instance normalisation with a hand-written gradient; without, JAX's derivative of the formula.
+    product: linear maps with the CPU's own order of factors and gradients; without, `jax.lax.dot_general` and JAX's derivative.
     attention_tokens: up to so many tokens a CPU computes all weights of an attention at once, which is faster and needs more memory.
     """
 
     attention: bool = True
     convolution: bool = True
     norm: bool = True
+    product: bool = True
     attention_tokens: int = 4096
 
     def __post_init__(self) -> None:
@@ -44,14 +47,19 @@ def allowed() -> FastPaths:
 
 @contextmanager
 def fast_paths(
-    *, attention: bool | None = None, convolution: bool | None = None, norm: bool | None = None, attention_tokens: int | None = None
+    *,
+    attention: bool | None = None,
+    convolution: bool | None = None,
+    norm: bool | None = None,
+    product: bool | None = None,
+    attention_tokens: int | None = None,
 ) -> Iterator[FastPaths]:
     """Allow or forbid fast forms in this thread, for what is traced inside the `with` block; what is not named stays as it was.
 
     Raises:
         ConfigError: `attention_tokens` is negative.
     """
-    given = {"attention": attention, "convolution": convolution, "norm": norm, "attention_tokens": attention_tokens}
+    given = {"attention": attention, "convolution": convolution, "norm": norm, "product": product, "attention_tokens": attention_tokens}
     setting = dataclasses.replace(allowed(), **{name: value for name, value in given.items() if value is not None})
     with _context(setting):
         yield setting

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxseg.models.matrix_product import product
+from jaxseg.models.switches import fast_paths
 
 
 @pytest.mark.parametrize("leading", [(7,), (3, 5), (2, 3, 4), (3,), (2, 2), (1, 5)])
@@ -39,3 +40,11 @@ def test_only_a_cpu_gets_the_forms_of_a_cpu(rows: int):
     traced = jax.jit(jax.grad(lambda x, kernel: jnp.square(product(x, kernel)).sum(), argnums=(0, 1))).trace(x, kernel)
     for platform, there in (("cpu", True), ("cuda", False), ("tpu", False)):
         assert ("optimization_barrier" in traced.lower(lowering_platforms=(platform,)).as_text()) == there, platform
+
+
+def test_a_switch_leaves_the_operator_alone():
+    x, kernel = jnp.ones((3, 6)), jnp.ones((6, 9))
+    assert "custom_vjp" in str(jax.make_jaxpr(lambda x, kernel: product(x, kernel))(x, kernel))
+    with fast_paths(product=False):
+        program = jax.make_jaxpr(lambda x, kernel: product(x, kernel))(x, kernel)
+    assert [line.primitive.name for line in program.eqns] == ["dot_general"]

@@ -20,7 +20,7 @@ from jaxseg.zoo.convert.monai_unetr import convert_unetr
 from jaxseg.zoo.names import param_shapes, unflatten_params
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-OFF = {"attention": False, "convolution": False, "norm": False}
+OFF = {"attention": False, "convolution": False, "norm": False, "product": False}
 SMALL = ViTConfig(in_channels=2, crop=(8, 8, 8), token=(4, 4, 4), width=24, depth=2, heads=2, positions="none")
 
 
