@@ -101,6 +101,7 @@ def _main_piece(inside: Array, seed: tuple[int, ...]) -> Array:
     pieces, count = ndimage.label(inside)  # type: ignore[misc]
     if count <= 1:
         return inside
+    pieces = np.asarray(pieces, np.int32)
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
     wanted = pieces[seed] or int(np.argmax(sizes))
