@@ -132,6 +132,8 @@ def _judge(row: Row, values: Values, path: Path) -> None:
         raise InputError(f"{path}: constant: every voxel is {row['min']:g}; expected an image")
     if values.wrapped > WRAPPED:
         note = f"intensities may have wrapped around: {values.wrapped:.0%} of neighbours jump by over half of {row['dtype']}"
+        if row["dtype"] == "uint8":
+            note += "; python -m jaxseg.restore_overflow FOLDER --out NEW may put them back"
         row["notes"] = "; ".join(filter(None, [row["notes"], note]))
 
 

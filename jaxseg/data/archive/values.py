@@ -56,7 +56,7 @@ def examine(decoded: Decoded, *, image: bool) -> Values:
     summary = dict.fromkeys(NAMES) if bad else _summary(stored, head.slope, head.inter, moments)
     spread = (moments.high - moments.low) / abs(head.slope) if not bad else 0.0
     look = fingerprint(turned[..., 0], spacing_of(affine)) if image and not bad else None
-    return Values(hashing.hexdigest(), moments.nans, moments.infinities, summary, _wrapped(stored, spread) if image else 0.0, look)
+    return Values(hashing.hexdigest(), moments.nans, moments.infinities, summary, wrapped_share(stored, spread) if image else 0.0, look)
 
 
 def voxel_hash(volume: Volume) -> str:
@@ -181,7 +181,8 @@ def _slabs(turned: Shaped[np.ndarray, "x y z c"]) -> Iterator[np.ndarray]:
             yield turned[:, :, start : start + depth, channel]
 
 
-def _wrapped(stored: np.ndarray, spread: float) -> float:
+def wrapped_share(stored: Shaped[np.ndarray, "x y z c"], spread: float) -> float:
+    """The share of neighbours along x, both not zero, that differ by over half the range of their integer type (`spread`: maximum less minimum)."""
     if stored.dtype.kind not in "iu":
         return 0.0
     size = 2 ** (8 * stored.dtype.itemsize - 1)
