@@ -7,7 +7,7 @@ from jaxseg.data.augment import Augment
 from jaxseg.models import MAEConfig
 from jaxseg.train import LoopConfig, OptimConfig
 from pretrain.implants import Lesions
-from pretrain.objectives import Contrast
+from pretrain.objectives import Anatomy, Contrast
 from pretrain.pictures import PictureConfig
 from pretrain.probe import ProbeConfig
 
@@ -27,6 +27,7 @@ class PretrainConfig:
         model: the masked autoencoder; its input channels are those of the store. Other objectives take its encoder and its masks.
         contrast: what contrastive objectives have besides.
         lesions: what the objective "lesions" has besides; None for its defaults.
+        anatomy: what the objective "anatomy" has besides; None for its defaults.
         batch: crops a step, over all devices together.
         weights: factor of each of the objective's loss terms by name, 1 where not named (`--weights latent 0.5`).
         momentum: of the teacher's average, for objectives that have a teacher.
@@ -44,7 +45,7 @@ class PretrainConfig:
     store: str = ""
     out: str = ""
     split: str = ""
-    objective: Literal["mae", "simmim", "latent", "mae_latent", "contrastive", "simclr", "lesions"] = "mae"
+    objective: Literal["mae", "simmim", "latent", "mae_latent", "contrastive", "simclr", "lesions", "anatomy"] = "mae"
     model: MAEConfig = field(default_factory=MAEConfig)
     contrast: Contrast = field(default_factory=Contrast)
     batch: int = 8
@@ -63,3 +64,4 @@ class PretrainConfig:
     also: dict[str, float] = field(default_factory=dict)
     also_split: dict[str, str] = field(default_factory=dict)
     lesions: Lesions | None = None
+    anatomy: Anatomy | None = None

@@ -45,7 +45,7 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
     sources = (Source(store, names), *others)
     model_config, objective = adapt(config.model, store), OBJECTIVES[config.objective]
     lesions = config.lesions or Lesions()
-    network = objective.settings(model_config, config.contrast, lesions)
+    network = objective.settings(model_config, config.contrast, lesions, config.anatomy)
     optim = dataclasses.replace(config.optim, steps=max(1, config.loop.steps))
     drawing = ("pictures.keep", "pictures.case", "pictures.channel")
     with RunFolder.open(config.out, {**as_json(config), "names": list(names), **names_drawn(others)}, may_change=drawing) as run:
@@ -65,12 +65,14 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
             accumulate=config.accumulate,
             lesions=lesions,
             channels=store.recipe.channels,
+            anatomy=config.anatomy,
         )
         loader = CropLoader(
             sources,
             crop=model_config.encoder.crop,
             batch=config.batch,
             seed=config.seed,
+            places=objective.places,
             process=(jax.process_index(), jax.process_count()),
         )
         watched = []

@@ -52,12 +52,14 @@ class CropLoader:
             a label that few cases have is seen as often as any other. (An epoch then no longer visits each case once.)
         labelled: whether batches carry `label`; every case must then have one.
         slices: which slices count as contoured (None: all); elsewhere `label` is 255, and no crop is drawn for the sake of a voxel there.
+        places: whether batches carry `place`.
         process: (index, count) of this process among those that train together.
         threads: threads that read ahead; 0 reads in the caller.
 
     Batches:
         `image` float16 (b, x, y, z, c), padded with the case's air value; `mask` uint8 (b, x, y, z), 1 body, 0 air, padding or anonymised;
         `present` float32 (b, c), 0 for a channel that the case lacks; `spacing` float32 (b, 3) mm; `air` float32 (b, c); `id` int32 (b,);
+        with `places` `place` float32 (b, 2, 3): the crop's lowest corner from the centre of the prepared scan, and half the size of that, in mm;
         with labels `label` uint8 (b, x, y, z), 255 in the padding. Batch k holds the ids k*B ... k*B+B-1, of which process p of P
         gets the p-th contiguous part.
 
@@ -78,6 +80,7 @@ class CropLoader:
         balanced: bool = False,
         labelled: bool = False,
         slices: Slices | None = None,
+        places: bool = False,
         process: tuple[int, int] = (0, 1),
         threads: int = 2,
     ) -> None:
@@ -92,7 +95,7 @@ class CropLoader:
             )
         check_sources(sources, labelled)
         self._settings = {"seed": seed, "batch": batch, "cases": _digest(sources, balanced, slices)}
-        self._samples = samples = _Samples(Mixture(sources, seed), crop, batch, foreground, balanced, labelled, slices, process)
+        self._samples = samples = _Samples(Mixture(sources, seed), crop, batch, foreground, balanced, labelled, slices, places, process)
         batches = grain.MapDataset.source(samples).batch(batch // process[1], drop_remainder=True)
         # Two batches ahead of each thread: enough to hide a slow case, little memory.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
@@ -138,10 +141,11 @@ class _Samples:
         balanced: bool,
         labelled: bool,
         slices: Slices,
+        places: bool,
         process: tuple[int, int],
     ) -> None:
         self.mixture, self.crop, self.seed, self.foreground, self.labelled = mixture, crop, mixture.seed, foreground, labelled
-        self.batch, self.slices, self.process = batch, slices, process
+        self.batch, self.slices, self.places, self.process = batch, slices, places, process
         self.owners = [owners_of_labels(source) for source in mixture.sources] if balanced else None
 
     def __len__(self) -> int:
@@ -197,6 +201,9 @@ class _Samples:
         }
         if self.labelled and arrays.label is not None:
             sample["label"] = self.slices.hide(cut(arrays.label, origin, self.crop, IGNORE), origin, arrays.label.shape)
+        if self.places:
+            half = np.asarray(arrays.mask.shape, np.float32) / 2
+            sample["place"] = np.stack([(origin - half) * sample["spacing"], half * sample["spacing"]]).astype(np.float32)
         release(arrays)
         return sample
 

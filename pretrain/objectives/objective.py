@@ -11,6 +11,7 @@ import optax
 
 from jaxseg.data.augment import Augment
 from jaxseg.models import MAEConfig
+from jaxseg.models.positions import Triple
 from jaxseg.train import TrainState, make_step
 from jaxseg.train.step import Loss, Step
 from pretrain.implants import Lesions
@@ -31,6 +32,22 @@ class Contrast:
     part: float = 0.75
 
 
+@dataclass(frozen=True)
+class Anatomy:
+    """What the objective "anatomy" has besides: what it hides, and the UNETR that it trains around the encoder.
+
+    Attributes:
+        hidden: share of the tokens that are hidden; what the network sees of the rest is what it is asked to fill in.
+        unit: tokens along each axis that are hidden together.
+        feature, stride: see `UNETRConfig`; fine-tuning takes all of it where its own are the same.
+    """
+
+    hidden: float = 0.5
+    unit: Triple = (2, 2, 2)
+    feature: int = 16
+    stride: int = 2
+
+
 class Objective(NamedTuple):
     """One way to learn without labels. All of them share the encoder and the masks of one `MAEConfig`, so that they compare at equal settings.
 
@@ -44,6 +61,8 @@ class Objective(NamedTuple):
             `jaxseg.train.parallel.gather`, sums over its own samples alone, and is never accumulated.
         contrasts: whether `network` takes a `Contrast` as its second argument.
         begin: drawn parameters → those to start from, or None to start from them as they are.
+        places: whether `network` takes an `Anatomy` as its second argument, `make_loss` the same as its third, and batches say where their crops lie
+            ("place", see `CropLoader`).
         implants: whether `network` takes `Lesions` as its second argument, and `make_loss` those and the channels' names as its third and fourth.
     """
 
@@ -53,11 +72,20 @@ class Objective(NamedTuple):
     across: bool = False
     contrasts: bool = False
     implants: bool = False
+    places: bool = False
     begin: Callable[[Any], Any] | None = None
 
-    def settings(self, model: MAEConfig, contrast: Contrast = Contrast(), lesions: Lesions | None = None) -> Any:
+    def settings(
+        self, model: MAEConfig, contrast: Contrast = Contrast(), lesions: Lesions | None = None, anatomy: Anatomy | None = None
+    ) -> Any:
         """The config of the network that is trained, from a run's settings."""
-        more = (contrast,) if self.contrasts else (lesions or Lesions(),) if self.implants else ()
+        more: tuple[Any, ...] = ()
+        if self.contrasts:
+            more = (contrast,)
+        elif self.implants:
+            more = (lesions or Lesions(),)
+        elif self.places:
+            more = (anatomy or Anatomy(),)
         return self.network(model, *more)
 
     def start(self, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -77,10 +105,11 @@ class Objective(NamedTuple):
         accumulate: int = 1,
         lesions: Lesions | None = None,
         channels: tuple[str, ...] = (),
+        anatomy: Anatomy | None = None,
     ) -> Step:
         """The training step; a teacher becomes `momentum * teacher + (1 - momentum) * student` after each. `weights`: factor of each term."""
         advance = None if self.teacher is None else partial(_average, self.teacher, momentum)
-        more = (lesions or Lesions(), channels) if self.implants else ()
+        more: tuple[Any, ...] = (lesions or Lesions(), channels) if self.implants else (anatomy or Anatomy(),) if self.places else ()
         loss = self.make_loss(graph, augmentation, *more)
         return make_step(loss, optimizer, weights=weights, advance=advance, accumulate=accumulate, across=self.across)
 

@@ -255,6 +255,19 @@ def test_every_crop_can_be_traced_to_its_case_and_box(store):
     source.close()
 
 
+def test_a_place_is_where_the_crop_lies_in_its_scan(store):
+    source = loader(store, places=True)
+    batch = next(source)
+    for k, id in enumerate(batch["id"]):
+        found = source.provenance(id)
+        half = np.array(make_record(found.case)["image"].shape[:3]) / 2
+        corner, size = batch["place"][k] / batch["spacing"][k]
+        np.testing.assert_allclose(corner, np.array(found.origin) - half, atol=1e-5)
+        np.testing.assert_allclose(size, half, atol=1e-5)
+    source.close()
+    assert "place" not in next(loader(store))
+
+
 def mixed(store, weights, names=(("a", "b"), ("c",), ("small",)), **changes) -> CropLoader:
     sources = [Source(store, case, weight) for case, weight in zip(names, weights, strict=False)]
     return CropLoader(sources, **{"crop": (4, 4, 4), "batch": 4, "seed": 7, "foreground": 0.5, "labelled": True, **changes})

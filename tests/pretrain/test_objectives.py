@@ -42,6 +42,7 @@ def batch():
         "present": np.array([[1.0, 1.0]] * 6 + [[1.0, 0.0]] * 2, np.float32),
         "spacing": np.tile(np.array([2, 2, 3], np.float32), (BATCH, 1)),
         "air": np.zeros((BATCH, CHANNELS), np.float32),
+        "place": np.tile(np.array([[-10, 4, -12], [70, 90, 80]], np.float32), (BATCH, 1, 1)),
         "id": np.arange(100, 100 + BATCH, dtype=np.int32),
     }
 

@@ -25,6 +25,7 @@ def terms_of(config: PretrainConfig) -> set[str]:
         "present": jax.ShapeDtypeStruct((2, 1), np.float32),
         "spacing": jax.ShapeDtypeStruct((2, 3), np.float32),
         "air": jax.ShapeDtypeStruct((2, 1), np.float32),
+        "place": jax.ShapeDtypeStruct((2, 2, 3), np.float32),
     }
     extra = None if objective.teacher is None else objective.teacher(params)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
@@ -41,6 +42,7 @@ TERMS = {
     "contrastive": {"position", "apart"},
     "simclr": {"simclr"},
     "lesions": {"dice", "cross_entropy"},
+    "anatomy": {"place", "filled"},
 }
 
 
