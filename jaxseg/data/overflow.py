@@ -28,7 +28,7 @@ TURN = 256
 LEVELS = 255
 _STEPS = (1.5, 40.0)  # largest values of about 380 to 10,000, as scanners give them
 _COARSE, _FINE, _FINEST, _AROUND = 5e-4, 5e-4, 1e-4, 0.02  # of a step: level 255 shifts by an eighth of a remainder, then by a fortieth
-_FITS = 0.045  # a misfit under which no other step is tried
+_FITS = 0.03  # a misfit under which no other step is tried
 _PEAKS, _TRIED = 14, 40
 _BEHIND = 0.4  # of the best step's score in `_side_by_side`
 _LEAKAGE = 1e-3  # share of voxels that no level of the comb needs to explain
@@ -181,13 +181,13 @@ def _side_by_side(pairs: Float[np.ndarray, "256 256"], step: float) -> float:
 
 
 def _misfit(wrapped: np.ndarray, body: np.ndarray, step: float) -> float:
-    """Share of voxels that jump, plus of those that are unsure or that no level explains, plus of neighbours across an edge, on a slab from the middle."""
+    """Share of voxels that jump, plus of those that are unsure, plus of those that no level explains, on a slab from the middle."""
     start = max(0, (wrapped.shape[2] - _SLAB) // 2)
     cut = np.s_[:, :, start : start + _SLAB]
     part, inside = np.ascontiguousarray(wrapped[cut]), body[cut]
     levels, unsure = _levels(part, inside, step, _QUICK_SWEEPS)
     without = np.isnan(_candidates(step)[:, 0])
-    return _jumps(levels, inside) + _edges(levels, inside) + unsure + float(np.mean(without[part[inside & (part > 0)]]))
+    return _jumps(levels, inside) + unsure + float(np.mean(without[part[inside & (part > 0)]]))
 
 
 def _jumps(levels: np.ndarray, body: np.ndarray) -> float:
