@@ -3,6 +3,7 @@
 python -m finetune.few_label brain --scans IXI --store runs/brain/store --pretrained runs/brain/mae --out runs/brain/few_label
 
 fills in the whole grid, and goes on where it was stopped. On two cores, the cells that matter most: --cells "N=1,5 draws=0,1 arms=scratch,pretrained".
+Of the copy whose scans have wrapped around: python -m jaxseg.restore_overflow IXI --out IXI_restored, and --split configs/splits/brain_restored.json.
 Cost and score: docs/results.md, "Brain".
 """
 

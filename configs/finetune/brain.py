@@ -2,7 +2,7 @@
 
 jaxseg finetune brain --store runs/brain/store --init runs/brain/mae --labels 5 --out runs/brain/finetune
 
-Cost and score: docs/results.md, "Brain".
+With five labels (DLMUSE) and one draw it scored 0.792, from scratch 0.757; 23 minutes on one core. docs/results.md, "Brain".
 """
 
 from pathlib import Path
@@ -20,6 +20,6 @@ config = FinetuneConfig(
     batch=4,
     loss=LossConfig(batch_dice=True),
     augment=Augment.light(),
-    optim=OptimConfig(lr=2e-3, warmup=50, layer_decay=0.75),
-    loop=LoopConfig(steps=300, save_every=300),
+    optim=OptimConfig(lr=2e-3, warmup=200, layer_decay=0.75),
+    loop=LoopConfig(steps=1200, save_every=1200),
 )

@@ -15,4 +15,5 @@ from jaxseg.config import load_config
 from pretrain.config import PretrainConfig
 from pretrain.implants import Lesions
 
-config = dataclasses.replace(load_config("brain_mae", "pretrain", PretrainConfig), objective="lesions", lesions=Lesions())
+base = load_config("brain_mae", "pretrain", PretrainConfig)
+config = dataclasses.replace(base, objective="lesions", lesions=Lesions(), loop=dataclasses.replace(base.loop, steps=1000))

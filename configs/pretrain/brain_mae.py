@@ -3,7 +3,9 @@
 jaxseg prepare IXI --out runs/brain/store
 jaxseg pretrain brain_mae --store runs/brain/store --out runs/brain/mae
 
-Tokens of 8 mm, three quarters hidden in units of two tokens (16 mm). Cost and score: docs/results.md, "Brain".
+Tokens of 8 mm, three quarters hidden in units of two tokens (16 mm). 26 minutes on one core.
+Fine-tuned on five labels: +0.035 Dice over scratch after 1200 steps (one draw), +0.087 after 300
+(two draws). docs/results.md, "Brain".
 """
 
 from pathlib import Path
@@ -27,5 +29,5 @@ config = PretrainConfig(
     batch=8,
     augment=Augment.light(),
     optim=OptimConfig(lr=1e-3, warmup=100),
-    loop=LoopConfig(steps=1000, save_every=500),
+    loop=LoopConfig(steps=3000, save_every=500),
 )
