@@ -67,7 +67,8 @@ def restore(wrapped: UInt8[np.ndarray, "x y z"]) -> Restored:
     """The levels behind `wrapped` = floor(level·step) mod 256; 0 outside the body stays 0.
 
     Raises:
-        InputError: not three axes of 8 bits, or no step explains the scan (jumps remain): it was damaged in another way, or not at all.
+        InputError: not three axes of 8 bits, next to nothing but zeros, or no step explains the scan (jumps or edges remain): it was damaged in
+            another way, or not at all, or a whole number of steps is so nearly 256 that turns look alike.
     """
     if wrapped.ndim != 3 or wrapped.dtype != np.uint8:
         raise InputError(f"expected a 3-D scan of uint8, found {wrapped.ndim} axes of {wrapped.dtype}: only casts to 8 bits can be undone")
@@ -223,7 +224,7 @@ def _levels(wrapped: np.ndarray, body: np.ndarray, step: float, sweeps: int) -> 
     open_ = np.isfinite(choice) & body
     choice = np.where(open_, choice, 0).astype(np.float32)
     belief = open_ / np.maximum(open_.sum(0), 1).astype(np.float32)
-    whole = choice.astype(np.int64)
+    whole = choice.astype(np.uint8)
     fading = np.exp(-np.arange(LEVELS + 1) / _FADING)
     log_share = np.log(fading / fading.sum()).astype(np.float32)
     for sweep in range(sweeps):
@@ -239,7 +240,7 @@ def _levels(wrapped: np.ndarray, body: np.ndarray, step: float, sweeps: int) -> 
     best = belief.argmax(0)[None]
     levels = np.take_along_axis(whole, best, 0)[0]
     sure = np.take_along_axis(belief, best, 0)[0]
-    return levels.astype(np.uint8), float(np.mean(sure[body] < UNSURE))
+    return levels, float(np.mean(sure[body] < UNSURE))
 
 
 def _soft_cost(choice: np.ndarray, belief: np.ndarray, body: np.ndarray) -> np.ndarray:
