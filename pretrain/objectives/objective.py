@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxseg.data.augment import Augment
+from jaxseg.errors import ConfigError
 from jaxseg.models import MAEConfig
 from jaxseg.models.positions import Triple
 from jaxseg.train import TrainState, make_step
@@ -46,6 +47,12 @@ class Anatomy:
     unit: Triple = (2, 2, 2)
     feature: int = 16
     stride: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hidden < 1 or min(self.unit) < 1:
+            raise ConfigError(
+                f"anatomy.hidden is {self.hidden} and anatomy.unit {self.unit}; expected a share between 0 and 1, and 1 or more tokens an axis"
+            )
 
 
 class Objective(NamedTuple):

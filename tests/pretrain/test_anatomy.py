@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from finetune.transfer import take_network
 from jaxseg.data.augment import Augment
+from jaxseg.errors import ConfigError
 from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
 from jaxseg.zoo.registry import network_of
 from pretrain.objectives import OBJECTIVES, Anatomy
@@ -75,3 +77,9 @@ def test_fine_tuning_takes_all_but_the_head():
         source = own if name.startswith("head.") else theirs
         np.testing.assert_array_equal(jax.tree.leaves(leaf)[0], jax.tree.leaves(source[name])[0])
     assert any(name.startswith("head.") for name in flat)
+
+
+@pytest.mark.parametrize("wrong", [{"hidden": 0.0}, {"hidden": 1.0}, {"unit": (0, 2, 2)}])
+def test_settings_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ConfigError, match="anatomy.hidden"):
+        Anatomy(**wrong)
