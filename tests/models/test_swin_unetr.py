@@ -19,7 +19,7 @@ from jaxseg.models.windows import MERGING_ORDERS, cut, fit_windows, join, merge_
 from jaxseg.zoo.convert.monai_swin import LAYOUTS
 from jaxseg.zoo.convert.source import Settings, Source
 from jaxseg.zoo.names import flatten_params, param_shapes, unflatten_params
-from tests.peers import import_peer
+from tests.peers import import_peer, without_kinks
 
 SMALL = SwinConfig(in_channels=2, feature=4, heads=(1, 2, 2, 4), depths=(2, 1, 1, 1), window=(3, 3, 3))
 
@@ -127,7 +127,8 @@ def test_the_encoder_alone_takes_sizes_that_divide_by_nothing_as_the_peer_does()
 
 @pytest.mark.parity
 @pytest.mark.slow
-def test_gradients_are_those_of_the_peer_in_float64():
+def test_gradients_are_those_of_the_peer_in_float64(monkeypatch):
+    monkeypatch.setattr("jaxseg.models.unetr.leaky_relu", jax.nn.softplus)
     # Two channels: the norm after the stem's shortcut undoes the scale of a single one, whose gradient is therefore nothing but rounding.
     torch = import_peer("torch")
     net, state = peer(
@@ -139,7 +140,7 @@ def test_gradients_are_those_of_the_peer_in_float64():
     rng = np.random.default_rng(1)
     image, weight = (rng.normal(size=(1, 64, 64, 32, 2)).astype(np.float32) for _ in range(2))
 
-    out = net.double()(torch.from_numpy(image).double().permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+    out = without_kinks(net, torch).double()(torch.from_numpy(image).double().permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
     (out * torch.from_numpy(weight)).sum().backward()
     theirs = {key: p.grad.numpy() for key, p in net.named_parameters()}
     wanted = convert(theirs).arrays
@@ -147,7 +148,7 @@ def test_gradients_are_those_of_the_peer_in_float64():
     ours = flatten_params(jax.jit(jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(image) * weight)))(params))
     assert ours.keys() == wanted.keys()
     worst = {name: np.abs(ours[name] - wanted[name]).max() / np.abs(wanted[name]).max() for name in ours}
-    assert max(worst.values()) <= 1e-4, sorted(worst.items(), key=lambda item: -item[1])[:5]
+    assert max(worst.values()) <= 5e-5, sorted(worst.items(), key=lambda item: -item[1])[:5]
 
 
 def test_a_window_shrinks_where_it_covers_an_axis_and_is_shifted_elsewhere():
