@@ -60,24 +60,22 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
     store = open_store(config.store)
     names = names or select_cases(store.labelled, config.split, config.labels)
     pool = select_cases(store.names, config.semi.pool) if config.semi.method else ()
-    others = open_others(config.also, config.also_split, labelled=True)
+    sources = sources_of(config, store, names)
+    others = sources[1:]
     watched = _watched(config, store, names, pool, others)
     model_config, classes = adapt(config.model, store), Classes.of(store.recipe)
     optim = dataclasses.replace(config.optim, steps=max(1, config.loop.steps))
     loop = dataclasses.replace(config.loop, best="dice" if config.keep == "best" else None)
     first_stage = _first_stage(config, names, progress) if config.semi.method == "pseudo_labels" else None
-    with RunFolder.open(
-        config.out, {**stored(config), "names": list(names), **({"pool": list(pool)} if pool else {}), **names_drawn(others)}
-    ) as run:
-        graph, _ = nnx.split(nnx.eval_shape(lambda: network_of(model_config)))
-        params = _initial(config, model_config, store, classes)
+    with RunFolder.open(config.out, run_config(config, sources, pool)) as run:
+        graph, params = graph_of(model_config), first_params(config, model_config, store, classes)
         optimizer = make_optimizer(optim, params)
         layout = Layout(config.layout, fsdp=config.fsdp)
         teacher = params if first_stage is None else nnx.state(load_model(first_stage).network)
         extra = first_extra(teacher) if config.semi.method else None
         state = layout.place(TrainState.create(params, optimizer, ema=config.ema is not None, extra=extra))
-        step = _step(config, graph, classes, optimizer)
-        loader = _loader(config, (Source(store, names), *others), pool, crop_of(model_config))
+        step = training_step(config, graph, classes, optimizer)
+        loader = crop_loader(config, sources, pool, crop_of(model_config))
         evaluate = watch(graph, store, watched, classes, crop_of(model_config)) if watched else None
         state = fit(step, state, loader, layout, run, loop, evaluate=evaluate, schedule=learning_rate(optim), progress=progress)
         final = layout.host(state.params if state.ema is None else state.ema)
@@ -95,7 +93,27 @@ def _first_stage(config: FinetuneConfig, names: tuple[str, ...], progress: Train
     return model
 
 
-def _step(config: FinetuneConfig, graph: nnx.GraphDef, classes: Classes, optimizer: optax.GradientTransformation) -> Step:
+def sources_of(config: FinetuneConfig, store: Store, names: tuple[str, ...]) -> tuple[Source, ...]:
+    """Where labelled crops come from: these cases of the store, and the config's further stores."""
+    return (Source(store, names), *open_others(config.also, config.also_split, labelled=True))
+
+
+def run_config(config: FinetuneConfig, sources: tuple[Source, ...], pool: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What the run's folder holds as its config: the settings, and the cases that they came to."""
+    return {
+        **stored(config),
+        "names": list(sources[0].names),
+        **({"pool": list(pool)} if pool else {}),
+        **names_drawn(sources[1:]),
+    }
+
+
+def graph_of(model: ModelConfig) -> nnx.GraphDef:
+    """The network's structure, without its arrays."""
+    return nnx.split(nnx.eval_shape(lambda: network_of(model)))[0]
+
+
+def training_step(config: FinetuneConfig, graph: nnx.GraphDef, classes: Classes, optimizer: optax.GradientTransformation) -> Step:
     """The training step: the loss of labelled crops, and that of unlabelled ones where the config has them."""
     weights = {"dice": config.loss.dice, "cross_entropy": config.loss.cross_entropy}
     loss, advance = make_loss(graph, classes, config), None
@@ -106,7 +124,7 @@ def _step(config: FinetuneConfig, graph: nnx.GraphDef, classes: Classes, optimiz
     return make_step(loss, optimizer, weights=weights, ema_decay=config.ema, advance=advance, accumulate=config.accumulate)
 
 
-def _loader(
+def crop_loader(
     config: FinetuneConfig, sources: tuple[Source, ...], pool: tuple[str, ...], crop: tuple[int, int, int]
 ) -> CropLoader | PairedLoader:
     """Labelled crops, and with a pool as many unlabelled ones beside them."""
@@ -149,7 +167,7 @@ def _watched(
     return watched
 
 
-def _initial(config: FinetuneConfig, model: ModelConfig, store: Store, classes: Classes) -> Any:
+def first_params(config: FinetuneConfig, model: ModelConfig, store: Store, classes: Classes) -> Any:
     """The network's first parameters, with the pretrained encoder in place where there is one."""
     # One compiled program: layer by layer, every shape of every array would be compiled for itself.
     params = jax.jit(lambda: nnx.state(network_of(model, seed=config.seed)))()

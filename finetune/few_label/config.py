@@ -49,6 +49,8 @@ class FewLabelConfig:
         cells: fill in only these now: "N=1,5 draws=0,1 seeds=0 arms=scratch,pretrained"; "" for all. The others stay as they are.
         max_minutes: begin no cell after so many minutes.
         retry_failed: try failed cells again.
+        stack: up to so many cells that differ in draw, labels, seed or first weights alone are trained in one program (`finetune.side_by_side`), for
+            a GPU that one of them leaves idle; scores are those of cells trained alone up to rounding. 1 for one after the other.
         finetune: settings of every cell; store, out, init, split, labels and seed are filled in.
     """
 
@@ -75,4 +77,5 @@ class FewLabelConfig:
     cells: str = ""
     max_minutes: float | None = None
     retry_failed: bool = False
+    stack: int = 1
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from finetune.config import FinetuneConfig
 from finetune.few_label.equal_time import seconds_in, seconds_per_step
+from finetune.side_by_side import SIDE_BY_SIDE
 from finetune.train import TEACHER, finetune
 from jaxseg.data.cases import Case
 from jaxseg.data.recipe import Recipe
@@ -62,7 +63,8 @@ def budget_of(settings: FinetuneConfig, network: nnx.Module, crop: Sequence[int]
 
     A frozen encoder's parameters are not trained, but its backward pass is computed all the same, so its operations count. Of a
     semi-supervised run the teacher counts, too: its passes over the unlabelled crops, and its own training where that is a stage of its own
-    (`seconds`, `crops` and `flops` hold both stages, `steps` the second).
+    (`seconds`, `crops` and `flops` hold both stages, `steps` the second). Of runs side by side `seconds` is the share of one, and `side_by_side` says
+    how many they were.
     """
     params = nnx.state(network, nnx.Param)
     still = jax.tree.leaves(frozen(params, settings.optim.freeze))
@@ -80,6 +82,7 @@ def budget_of(settings: FinetuneConfig, network: nnx.Module, crop: Sequence[int]
         "seconds_per_step": seconds_per_step(log),
         "parameters": count_params(network),
         "trained_parameters": trained,
+        **({SIDE_BY_SIDE: log[-1][SIDE_BY_SIDE]} if log and SIDE_BY_SIDE in log[-1] else {}),
         "flops": (PASSES * stages * crops + (PASSES + 1) * unlabelled) * count_flops(network, (x, y, z)),
     }
 

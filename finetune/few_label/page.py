@@ -19,7 +19,8 @@ LEAD = (
 BUDGETS = (
     "Budgets are not equal, and nothing here is corrected for that. Seconds are the mean over cells of training on the machines that ran them; the "
     "pretraining is done once and comes on top of each arm that starts from it (its compute is not counted here). Of semi-supervised arms the "
-    "teacher's training and passes count. Arms of equal time: the steps follow from seconds measured in this study, and cell.json says how."
+    "teacher's training and passes count. Of cells trained side by side (`side_by_side` in cell.json) the seconds are one cell's share. Arms of equal "
+    "time: the steps follow from seconds measured in this study, and cell.json says how."
 )
 
 GROUPS = {

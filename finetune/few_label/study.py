@@ -22,8 +22,10 @@ from finetune.few_label.equal_time import seconds_of_pretraining, stated_seconds
 from finetune.few_label.measure import measure
 from finetune.few_label.page import write_report
 from finetune.few_label.results import Plan, summarise
+from finetune.few_label.stacks import check_stack, train_stack
 from finetune.few_label.subsets import DRAWS, keep_split, labelled_cases
 from finetune.floor import position_floor
+from finetune.side_by_side import Run
 from jaxseg.audit import card_of, refuse_overlap
 from jaxseg.data.cases import Case, find_cases
 from jaxseg.data.catalog import Store, open_store
@@ -72,6 +74,7 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
         raise ConfigError(f"a few-label study needs {', '.join('--' + name for name in missing)}")
     arms, store = arms_of(config.arms, config.pretrained), open_store(config.store)
     stated_seconds(config)
+    check_stack(config)
     for arm in (arm for arm in arms if arm.given):
         seconds_of_pretraining(arm.pretraining, config)  # Known now, or the study would stop at the first cell of equal time.
     cells = grid_of(arms, config.labels, config.draws, config.seeds)
@@ -97,7 +100,8 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
 def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[Cell], tests: Sequence[Case], measure: Measure) -> None:
     """Measure the chosen cells that are not yet, until the minutes are over; `results.json` is written after each."""
     config, folder, started = plan.config, Path(plan.config.out) / "cells", time.monotonic()
-    for cell in chosen:
+    stacked: set[str] = set()
+    for place, cell in enumerate(chosen):
         task = _task(plan, store, cell)
         status = NOT_MEASURED if task is None else read_cell(folder, cell, task.identity)["status"]
         if task is None or status == DONE or (status == FAILED and not config.retry_failed):
@@ -105,6 +109,9 @@ def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[C
         if config.max_minutes is not None and time.monotonic() - started > 60 * config.max_minutes:
             print(f"few_label: {config.max_minutes:g} minutes are over; the other cells wait", file=sys.stderr)
             return
+        if config.stack > 1 and cell.name not in stacked and cell.arm.kind not in ELSEWHERE:
+            tasks = {each.name: _task(plan, store, each) for each in chosen[place:] if each.arm.kind not in (*ELSEWHERE, *PACED)}
+            stacked |= train_stack({name: Run(each.settings, each.names) for name, each in tasks.items() if each is not None}, config)
         print(f"few_label: {cell.name}", file=sys.stderr)
         try:
             scores = measure(task.settings, task.names, tests, store.recipe, overlap=config.overlap)
