@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
 
 import jax
 import numpy as np
@@ -22,6 +20,7 @@ from jaxseg.files import read_json
 from jaxseg.models import UNETRConfig, ViTConfig
 from jaxseg.prepare import prepare_folder
 from jaxseg.train import LoopConfig, OptimConfig, QuietProgress, read_arrays, read_log
+from tests.stop_after import StopAfter
 from tests.tiny_store import write_scans
 
 ENCODER = ViTConfig(crop=(8, 8, 8), token=(4, 4, 4), width=24, depth=1, heads=2, drop_path=0.2)
@@ -49,17 +48,6 @@ def settings(data, out, *, seed=0, **changes):
         ema=0.9,
     )
     return dataclasses.replace(base, **changes)
-
-
-class StopAfter(QuietProgress):
-    """Asks for an end, as a scheduler does, when so many steps are done."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def advance(self, step, metrics):
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.slow

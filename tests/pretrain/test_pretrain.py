@@ -1,8 +1,6 @@
 """A pretraining run on a tiny store: it resumes to the bit, and what it leaves is an encoder that fine-tuning takes."""
 
 import dataclasses
-import os
-import signal
 import threading
 from typing import Any
 
@@ -19,6 +17,7 @@ from jaxseg.zoo import load_model
 from pretrain.config import PretrainConfig
 from pretrain.pictures import PictureConfig
 from pretrain.train import pretrain
+from tests.stop_after import StopAfter
 from tests.tiny_store import write_scans
 
 MODEL = MAEConfig(
@@ -44,17 +43,6 @@ def config(store, out, steps=6, objective: Any = "mae"):
         loop=LoopConfig(steps=steps, save_every=2, log_every=1),
         pictures=PictureConfig(keep=0),
     )
-
-
-class StopAfter(QuietProgress):
-    """Sends this process a SIGTERM once a step is done, as a scheduler would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def advance(self, step, metrics):
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def arrays(folder):
