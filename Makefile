@@ -1,4 +1,4 @@
-# make demo   sets everything up and runs the main job on a phantom archive (about 10 minutes on two cores)
+# make demo   sets everything up and runs the main job on a phantom archive (8 to 17 minutes on two cores)
 # make test   sets everything up and passes the tests
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test quick parity beam bench carry lint clean
