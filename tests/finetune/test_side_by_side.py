@@ -6,20 +6,25 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
+from finetune.classes import Classes
 from finetune.config import FinetuneConfig
 from finetune.few_label import FewLabelConfig
 from finetune.few_label.arms import arms_of, settings_of
 from finetune.few_label.study import run_study
 from finetune.semi.config import SemiConfig
 from finetune.side_by_side import Run, StackedLoader, finetune_side_by_side, program_of, stacked_step
-from finetune.train import finetune
+from finetune.train import adapt, crop_loader, crop_of, finetune, graph_of, training_step
 from jaxseg.data.augment import Augment
+from jaxseg.data.catalog import open_store
+from jaxseg.data.mixture import Source
 from jaxseg.errors import ConfigError, Preempted, TrainingError
 from jaxseg.files import read_json
 from jaxseg.models import UNETRConfig, ViTConfig
 from jaxseg.prepare import prepare_folder
-from jaxseg.train import LoopConfig, OptimConfig, QuietProgress, read_arrays, read_log
+from jaxseg.train import LoopConfig, OptimConfig, QuietProgress, TrainState, make_optimizer, read_arrays, read_log
+from jaxseg.zoo.registry import network_of
 from tests.stop_after import StopAfter
 from tests.tiny_store import write_scans
 
@@ -218,3 +223,24 @@ def test_a_stacked_step_gives_each_run_its_own_samples_key_and_numbers():
     draws = [float(jax.random.uniform(jax.random.key(seed))) for seed in (3, 2**40 + 4)]
     assert [float(metrics[f"draw/{place}"]) for place in range(2)] == draws
     assert float(metrics["skipped"]) == 1.0
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_program_of_a_stack_lowers_for_accelerators_without_a_form_for_cpus(data, platform):
+    config, store = settings(data, ""), open_store(data / "store")
+    encoder = dataclasses.replace(ENCODER, dtype="bfloat16")
+    model, classes = adapt(dataclasses.replace(config.model, encoder=encoder), store), Classes.of(store.recipe)
+    graph, params = graph_of(model), jax.eval_shape(lambda: nnx.state(network_of(model)))
+    optimizer = make_optimizer(dataclasses.replace(config.optim, steps=4), params)
+    states = jax.eval_shape(lambda p: jax.vmap(lambda own: TrainState.create(own, optimizer, ema=True))(p), stacked(params, 2))
+    loaders = [crop_loader(config, (Source(store, (f"case_{place}",)),), (), crop_of(model)) for place in range(2)]
+    batch = next(StackedLoader(loaders, [0, 1], 1))
+    step = stacked_step(training_step(config, graph, classes, optimizer), 2)
+    text = jax.jit(step).trace(states, batch, jax.random.key(0)).lower(lowering_platforms=(platform,)).as_text()
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert convolutions and not any("[b, 0, 1, f]" in line for line in convolutions), "a 2-D convolution: the CPU form"
+    assert any("feature_group_count = 2" in line or "batch_group_count = 2" in line for line in convolutions)  # both runs in one
+
+
+def stacked(tree, runs):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), tree)
