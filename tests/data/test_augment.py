@@ -12,6 +12,7 @@ from jaxseg.data import resample
 from jaxseg.data.augment import IGNORE, Augment, augment
 from jaxseg.data.augment.field import smooth_field
 from jaxseg.data.augment.spatial import draw_motion
+from jaxseg.data.augment.white_noise import random_bits, white_noise
 from jaxseg.data.resample import affine_coordinates, blur_matrix, coarse_matrix, sample_linear, sample_nearest, separable
 from jaxseg.errors import ConfigError
 
@@ -254,6 +255,40 @@ def test_noise_has_the_deviation_asked_for():
     batch["image"][:] = 0
     out = np.asarray(run(batch, keys_of(4), only(noise=1.0, noise_std=(0.2, 0.2)))["image"])
     np.testing.assert_allclose(out.std((1, 2, 3)), 0.2, rtol=0.05)
+
+
+def test_white_noise_is_normal_and_neither_places_nor_keys_know_of_each_other():
+    """Bounds are four to five deviations of what truly independent numbers do; keys are those that samples get."""
+    shape, keys = (40, 30, 20, 3), jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(32))
+    noise = np.asarray(jax.jit(jax.vmap(lambda key: white_noise(key, shape)))(keys), np.float64).reshape(len(keys), -1)
+    n = noise[0].size
+    assert abs(noise.mean()) < 5 / np.sqrt(noise.size) and np.abs(noise.mean(1)).max() < 4.5 / np.sqrt(n)
+    assert noise.var() == pytest.approx(1, abs=5 * np.sqrt(2 / noise.size) + 2e-4)
+    assert (noise**4).mean() == pytest.approx(3, abs=0.02)
+    # Places beside each other along every axis, and words one after the other of which each holds two numbers.
+    for lag in (1, 2, 3, 60, 1800):
+        assert abs((noise[:, lag:] * noise[:, :-lag]).mean()) < 5 / np.sqrt(noise.size), lag
+    # The same place under other keys, and under every pair of them.
+    alike = np.corrcoef(noise) - np.eye(len(keys))
+    assert np.abs(alike).max() < 5 / np.sqrt(n)
+    squares = np.corrcoef(noise**2) - np.eye(len(keys))
+    assert np.abs(squares).max() < 5 / np.sqrt(n)
+    np.testing.assert_array_equal(noise[5].reshape(shape), white_noise(keys[5], shape))
+
+
+def test_every_bit_of_the_noise_is_set_as_often_as_not_and_apart_from_the_others():
+    words = np.asarray(random_bits(jax.random.key(7), 1 << 16))
+    assert len(np.unique(words)) == len(words)  # a bijection of the places
+    bits = (words[:, None] >> np.arange(32, dtype=np.uint32) & 1).astype(np.float64) - 0.5
+    assert np.abs(bits.mean(0)).max() < 5 * 0.5 / np.sqrt(len(words))
+    together = 4 * bits.T @ bits / len(words) - np.eye(32)
+    assert np.abs(together).max() < 5 / np.sqrt(len(words))
+    following = 4 * bits[1:].T @ bits[:-1] / (len(words) - 1)
+    assert np.abs(following).max() < 5 / np.sqrt(len(words))
+    # Keys that differ in one bit have nothing to do with each other.
+    other = np.asarray(random_bits(jax.random.wrap_key_data(jax.random.key_data(jax.random.key(7)) ^ jnp.uint32(1)), 1 << 16))
+    changed = (words[:, None] ^ other[:, None]) >> np.arange(32, dtype=np.uint32) & 1
+    assert np.abs(changed.mean(0) - 0.5).max() < 5 * 0.5 / np.sqrt(len(words))
 
 
 def test_blur_equals_scipy_and_keeps_constants():

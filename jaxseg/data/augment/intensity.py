@@ -1,7 +1,6 @@
 """Intensity augmentation: each transform takes one sample's image `(x, y, z, c)`, its air `(c,)`, a key and the strengths, and returns
 the image. Called by `augment` for the samples that draw it."""
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -10,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.data.augment.config import Augment, Range
 from jaxseg.data.augment.field import smooth_field
+from jaxseg.data.augment.white_noise import white_noise
 from jaxseg.data.resample import blur_matrix, coarse_matrix, separable
 
 Image = Float[Array, "x y z c"]
@@ -27,7 +27,7 @@ def noise(image: Image, air: Float[Array, " c"], key: Array, config: Augment) ->
     """White Gaussian noise of one deviation for all channels."""
     del air
     strength, draw = jax.random.split(key)
-    return image + _uniform(strength, config.noise_std) * _normal(draw, image.shape)
+    return image + _uniform(strength, config.noise_std) * white_noise(draw, image.shape)
 
 
 def blur(image: Image, air: Float[Array, " c"], key: Array, config: Augment) -> Image:
@@ -98,14 +98,6 @@ def _around_one(key: Array, limits: Range, shape: tuple[int, ...]) -> Array:
         return _uniform(key, limits, shape)
     place = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
     return 1 + place * jnp.where(place < 0, 1 - low, high - 1)
-
-
-def _normal(key: Array, shape: tuple[int, ...]) -> Array:
-    """Normal numbers of 65 536 values, the outermost at 4.3 deviations: half the random bits, which are most of the time, of `jax.random.normal`."""
-    count = math.prod(shape)
-    bits = jax.random.bits(key, ((count + 1) // 2,))
-    halves = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(-1)[:count].reshape(shape)
-    return math.sqrt(2) * jax.lax.erf_inv((halves.astype(jnp.float32) + 0.5) * 2.0**-15 - 1)
 
 
 def _statistics(image: Image) -> tuple[Array, Array, Array]:
