@@ -59,7 +59,7 @@ def finetune_side_by_side(runs: Sequence[Run], folder: str | Path, *, progress: 
         progress: how to show progress; a bar on standard error by default.
 
     Raises:
-        ConfigError: they are not of one program, or there are several processes.
+        ConfigError: they are not of one program, a run's folder holds another run, or there are several processes.
         TrainingError: one of them had too many steps in a row that were not finite; none is left in its folder.
         InputError, CheckpointError, StorageError, Preempted: as `finetune`.
     """
@@ -73,6 +73,9 @@ def finetune_side_by_side(runs: Sequence[Run], folder: str | Path, *, progress: 
     optim = dataclasses.replace(first.optim, steps=max(1, first.loop.steps))
     sources = [sources_of(run.settings, store, run.names) for run in runs]
     configs = [run_config(run.settings, used) for run, used in zip(runs, sources)]
+    for run, config in zip(runs, configs):
+        with RunFolder.open(run.settings.out, config):
+            pass  # What would refuse a finished run there refuses it now.
     with RunFolder.open(folder, {"runs": configs}) as together:
         params = [first_params(run.settings, model, store, classes) for run in runs]
         optimizer, layout = make_optimizer(optim, params[0]), Layout(first.layout)
