@@ -4,8 +4,8 @@ jaxseg prepare IXI --out runs/brain/store
 jaxseg pretrain brain_mae --store runs/brain/store --out runs/brain/mae
 
 Tokens of 8 mm, three quarters hidden in units of two tokens (16 mm). 26 minutes on one core.
-Fine-tuned on five labels: +0.035 Dice over scratch after 1200 steps (one draw), +0.087 after 300
-(two draws). docs/results.md, "Brain".
+Fine-tuned on five labels: +0.027 Dice over scratch after 1200 steps, +0.087 after 300 (two draws), but scratch with
+2400 steps is ahead of both. docs/results.md, "Brain".
 """
 
 from pathlib import Path
