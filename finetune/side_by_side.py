@@ -1,8 +1,8 @@
 """Several fine-tuning runs side by side in one program: their states stacked, the step under `vmap`. Called by the few-label study.
 
 It is for a GPU that one small run leaves idle. Each run ends in its own folder with what it would have had alone (config, log, last checkpoint),
-so that `finetune` finds it finished; its numbers are those of a run alone up to rounding. On a CPU nothing is gained: there a
-convolution with several kernels at once takes XLA's slow form.
+so that `finetune` finds it finished; its numbers are those of a run alone up to rounding. It is not for CPUs, where the convolutions of several
+kernels at once become grouped ones, which XLA computes slowly there. What it gains on a GPU has not been timed.
 """
 
 import dataclasses
