@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import optax
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from finetune.classes import Classes
 from finetune.config import FinetuneConfig, stored
@@ -32,6 +31,7 @@ from jaxseg.models import UNETRConfig, UNETRPlusConfig
 from jaxseg.models.unet import UNetConfig
 from jaxseg.train import Layout, RunFolder, TrainState, array_names, fit, learning_rate, make_optimizer, make_step, read_arrays
 from jaxseg.train.log import TrainingProgress
+from jaxseg.train.processes import meet
 from jaxseg.train.step import Step
 from jaxseg.zoo import load_model, save_model
 from jaxseg.zoo.registry import network_of
@@ -88,8 +88,7 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
 def _first_stage(config: FinetuneConfig, names: tuple[str, ...], progress: TrainingProgress | None) -> Path:
     """The model that makes pseudo-labels: the same run without unlabelled scans."""
     model = finetune(dataclasses.replace(config, out=str(Path(config.out) / TEACHER), semi=SemiConfig()), names=names, progress=progress)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the first stage is saved")  # by process 0 alone, and read by all
+    meet("the first stage is saved")  # by process 0 alone, and read by all
     return model
 
 

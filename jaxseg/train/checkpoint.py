@@ -22,6 +22,7 @@ from jaxseg.errors import CheckpointError, StorageError
 from jaxseg.files import read_json, storage_errors, write_json
 from jaxseg.manifest import MANIFEST, STATE, finished_steps, is_finished, problem_of, write_manifest
 from jaxseg.train.parallel import Layout
+from jaxseg.train.processes import meet
 from jaxseg.train.state import array_names
 
 # Orbax writes several lines of progress a save through absl.
@@ -81,7 +82,7 @@ class Checkpoints:
             if self._first:
                 shutil.rmtree(target, ignore_errors=True)
                 write_json(target / "loader.json", loader_state)
-            _together(f"checkpoint {step}")
+            meet(f"checkpoint {step}")
             with _writing():
                 response = ocp.save_async(str(target / STATE), arrays)
         shapes = {name: [list(array.shape), str(array.dtype)] for name, array in arrays.items()}
@@ -121,6 +122,7 @@ class Checkpoints:
         """
         self.wait()
         step, count = self._choose() if self._first else (0, 0)
+        meet("the checkpoint to restore is chosen")
         step, count = (int(each) for each in multihost_utils.broadcast_one_to_all(np.array([step, count])))
         if step < 0:
             if count:
@@ -247,8 +249,3 @@ def _clean_up(target: Path) -> Iterator[None]:
         if jax.process_index() == 0:
             shutil.rmtree(target, ignore_errors=True)
         raise
-
-
-def _together(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

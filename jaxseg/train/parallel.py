@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.errors import ConfigError
+from jaxseg.train.processes import meet
 
 AXIS = "data"
 
@@ -88,12 +89,14 @@ class Layout:
         return jax.tree.map(lambda leaf: NamedSharding(self.mesh, self._spec(leaf)), tree)
 
     def init(self, make: Callable[[], Any]) -> Any:
-        """`make()`, a state, made on the devices: no array is ever whole on one device where it should be sharded."""
+        """`make()`, a state, made on the devices (all processes must call this): no array is ever whole on one device where it should be sharded."""
         shardings = self.shardings(jax.eval_shape(make))
+        meet("a state is made")
         return jax.jit(make, out_shardings=shardings)()
 
     def place(self, tree: Any) -> Any:
-        """A state that exists already (host arrays, the same on every process), put where this layout wants it."""
+        """A state that exists already (host arrays, the same on every process, all of which must call this), put where this layout wants it."""
+        meet("a state is placed")
         return jax.device_put(tree, self.shardings(tree))
 
     def put(self, batch: Any) -> Any:

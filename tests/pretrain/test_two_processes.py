@@ -36,19 +36,25 @@ def start(folder, out, layout, processes):
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "pretrain", str(folder / "config.py"), "--store", str(folder / "store"), "--out", str(out)]
-    running = []
-    for place in range(processes):
-        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
-        if processes > 1:
-            environment |= {
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": str(processes),
-                "JAX_PROCESS_ID": str(place),
-            }
-        running.append(subprocess.Popen([*command, "--layout", layout], env=environment, stderr=subprocess.PIPE, text=True))
-    for process in running:
-        _, error = process.communicate(timeout=240)
-        assert process.returncode == 0, error[-3000:]
+    running, errors = [], []
+    try:
+        for place in range(processes):
+            environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+            if processes > 1:
+                environment |= {
+                    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                    "JAX_NUM_PROCESSES": str(processes),
+                    "JAX_PROCESS_ID": str(place),
+                }
+            errors.append(out.with_name(f"{out.name}_{place}.txt"))
+            with errors[-1].open("w") as stream:
+                running.append(subprocess.Popen([*command, "--layout", layout], env=environment, stderr=stream))
+        codes = [process.wait(timeout=240) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    assert not any(codes), "\n".join(f"process {place}: {error.read_text()[-3000:]}" for place, error in enumerate(errors))
     return jax.tree.leaves(nnx.state(load_model(out / "model").network))
 
 

@@ -230,15 +230,17 @@ def test_sigterm_from_outside(uninterrupted, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pmap", "mesh"])
 def test_two_processes_train_the_numbers_of_one(toy, tmp_path, kind):
-    """`jax.distributed` on the CPU, four devices each; they stop half-way and go on, so saving and restoring cross processes too."""
+    """`jax.distributed` on the CPU, four devices each; they stop half-way and go on, so saving and restoring cross processes too.
+
+    The second process is late by more than the 30 s for which a first collective would wait."""
     script = Path(__file__).with_name("train_toy.py")
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
     workers = [
-        subprocess.Popen([sys.executable, str(script), str(tmp_path / "run"), kind, "sgd", str(port), str(process)], env=environment)
-        for process in (0, 1)
+        subprocess.Popen([sys.executable, str(script), str(tmp_path / "run"), kind, "sgd", str(port), str(process), late], env=environment)
+        for process, late in ((0, "0"), (1, "35"))
     ]
     try:
         assert [worker.wait(300) for worker in workers] == [0, 0]

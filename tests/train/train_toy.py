@@ -1,6 +1,6 @@
 """Trains the toy problem in a process of its own, for the tests of signals and of several processes.
 
-train_toy.py FOLDER LAYOUT [slowly | sgd PORT PROCESS]
+train_toy.py FOLDER LAYOUT [slowly | sgd PORT PROCESS LATE]
 """
 
 import os
@@ -45,12 +45,13 @@ def one_process(folder: Path, kind: str, slowly: bool) -> None:
     train(folder, Layout(kind), step, lambda: toy.make_state(optimizer, ema=True), loader, LoopConfig(20, log_every=4, save_every=6))
 
 
-def two_processes(folder: Path, kind: str, port: str, process: int) -> None:
-    """Three steps, then six from the checkpoint of the third, with plain SGD."""
+def two_processes(folder: Path, kind: str, port: str, process: int, late: float) -> None:
+    """Three steps, then six from the checkpoint of the third, with plain SGD; `late` seconds pass before the first numbers are shared."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, process)
     optimizer = optax.sgd(0.01)
     layout = Layout(kind) if kind == "pmap" else Layout(kind, fsdp=4, shard_min_bytes=256)
+    time.sleep(late)
     for steps in (3, 6):
         step, loader = make_step(toy.loss, optimizer, weights={"size": 0.01}), toy.ToyLoader((process, 2))
         train(folder, layout, step, lambda: toy.make_state(optimizer), loader, LoopConfig(steps, log_every=1))
@@ -60,7 +61,7 @@ def two_processes(folder: Path, kind: str, port: str, process: int) -> None:
 if __name__ == "__main__":
     place, layout_kind, *rest = sys.argv[1:]
     if rest[:1] == ["sgd"]:
-        two_processes(Path(place), layout_kind, rest[1], int(rest[2]))
+        two_processes(Path(place), layout_kind, rest[1], int(rest[2]), float(rest[3]))
     else:
         try:
             one_process(Path(place), layout_kind, rest == ["slowly"])
