@@ -16,7 +16,21 @@ from jaxseg.config import load_config
 config = FewLabelConfig(
     split=str(Path(__file__).resolve().parents[1] / "splits" / "brain.json"),
     labels=(1, 2, 5, 10, 20, "all"),
-    arms=("scratch", "pretrained", "untrained", "frozen", "scratch_x4", "equal_time", "no_transformer", "resenc"),
+    arms=(
+        "scratch",
+        "pretrained",
+        "untrained",
+        "frozen",
+        "scratch_x4",
+        "equal_time",
+        "no_transformer",
+        "resenc",
+        "resenc_time",
+        "partial",
+        "mean_teacher",
+        "pseudo_labels",
+        "anchor",
+    ),
     overlap=0.25,
     finetune=load_config("brain", "finetune", FinetuneConfig),
 )

@@ -10,13 +10,14 @@ from finetune.config import FinetuneConfig
 from finetune.few_label.config import ArmKind, FewLabelConfig, Labels
 from finetune.few_label.resenc import plan_resenc
 from finetune.train import crop_of
-from jaxseg.errors import ConfigError
+from jaxseg.audit import card_of
+from jaxseg.errors import ConfigError, InputError
 from jaxseg.models.unet import UNetConfig
 
 ABOUT: dict[str, str] = {
     "scratch": "the network from scratch",
     "pretrained": "the same network, its encoder from the pretraining",
-    "untrained": "the pretrained arm's recipe (its layer decay) on untouched first weights: what a pretraining of no steps gives, to the bit",
+    "untrained": "the pretrained arm's recipe (its layer decay) on untouched first weights",
     "frozen": "the pretrained encoder held still, the rest trained",
     "scratch_x4": "from scratch, with four times the steps",
     "equal_time": "from scratch, with as many steps as fit the pretrained arm's wall time, pretraining's share included",
@@ -31,7 +32,7 @@ ABOUT: dict[str, str] = {
 INITIALISED = ("pretrained", "frozen", "partial", "mean_teacher", "pseudo_labels")  # by a pretraining
 PACED = {"equal_time": "scratch", "resenc_time": "resenc"}  # by the wall time of a pretrained arm, at the pace of this kind
 SEMI = ("mean_teacher", "pseudo_labels")
-RIVALS = ("equal_time", "no_transformer", "resenc", "resenc_time", "anchor")  # of a pretrained arm
+RIVALS = ("scratch_x4", "equal_time", "no_transformer", "resenc", "resenc_time", "anchor")  # of a pretrained arm
 FEW = 5  # labelled cases up to which no checkpoint is chosen by its score
 _NAMED = re.compile(r"(\w+)=(.+)")
 
@@ -108,8 +109,9 @@ def settings_of(
     """The fine-tuning of one cell: what the arm does not say is that of `study.finetune`, crops, augmentation and peak learning rate always.
 
     Up to `FEW` labels the last checkpoint counts, whatever `keep` says: there is nothing to choose a better one by without peeking.
-    A network from scratch learns alike everywhere (`study.scratch_layer_decay`, 1): learning more slowly towards the input is for encoders that
-    know something already. `spacing` (mm, of the store) is what the U-Net is planned for; `pool` ("FILE.json:KEY") are the unlabelled scans of
+    A network from scratch learns alike everywhere (`study.scratch_layer_decay`, 1), and so does one from a pretraining of no steps, which is
+    therefore scratch to the bit (if its seed is the cell's): learning more slowly towards the input is for encoders that know something already.
+    `spacing` (mm, of the store) is what the U-Net is planned for; `pool` ("FILE.json:KEY") are the unlabelled scans of
     the semi-supervised arms; `steps` are those of an arm whose steps follow from a wall time. Warm-up keeps its part of the steps.
     """
     base = study.finetune
@@ -149,10 +151,19 @@ def _model(arm: Arm, base: FinetuneConfig, spacing: Sequence[float]):
 
 
 def _layer_decay(arm: Arm, study: FewLabelConfig) -> float:
-    if arm.kind in (*INITIALISED, "untrained"):
+    if arm.kind == "untrained" or (arm.kind in INITIALISED and _taught(arm.init)):
         return study.finetune.optim.layer_decay
     # Neither of these has layers that could be told apart.
     return 1.0 if arm.kind in ("no_transformer", "resenc", "resenc_time", "anchor") else study.scratch_layer_decay
+
+
+def _taught(pretraining: str) -> bool:
+    """Whether a pretraining took any step, as its card says; where there is none, fine-tuning says so."""
+    try:
+        training = card_of(pretraining).get("training") or {}
+    except InputError:
+        return True
+    return training.get("steps") != 0
 
 
 def _freeze(arm: Arm, base: FinetuneConfig) -> tuple[str, ...]:

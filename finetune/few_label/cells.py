@@ -12,7 +12,7 @@ from finetune.few_label.config import Labels
 from jaxseg.errors import ConfigError
 from jaxseg.files import read_json, write_json
 
-DONE, FAILED, NOT_MEASURED = "done", "failed", "not measured"
+DONE, FAILED, NOT_MEASURED, NOT_POSSIBLE = "done", "failed", "not measured", "not possible"
 _AXES = {"N": "labels", "draws": "draw", "seeds": "seed", "arms": "arm"}
 
 
@@ -37,8 +37,13 @@ class Cell:
 
 
 def grid_of(arms: Sequence[Arm], labels: Sequence[Labels], draws: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
-    """Every cell, those that make the first comparison possible first: all arms of one (draw, seed) and N, then the next N, then the next draw."""
-    return [Cell(arm, count, draw, seed) for seed, draw, count, arm in product(seeds, draws, labels, arms)]
+    """Every cell, those that make the first comparison possible first: all arms of one (draw, seed) and N, then the next N, then the next draw.
+
+    "all" labels are the same whatever the draw: they stand in the first one alone.
+    """
+    return [
+        Cell(arm, count, draw, seed) for seed, draw, count, arm in product(seeds, draws, labels, arms) if count != "all" or draw == draws[0]
+    ]
 
 
 def choose_cells(cells: Sequence[Cell], text: str) -> list[Cell]:

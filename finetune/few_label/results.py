@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from finetune.few_label.arms import Arm, describe, pairs_of
+from finetune.few_label.arms import INITIALISED, Arm, describe, pairs_of
 from finetune.few_label.cells import DONE, FAILED
 from finetune.few_label.config import FewLabelConfig, Labels
 from finetune.few_label.equal_time import logged_seconds, stated_seconds
@@ -18,20 +18,23 @@ from jaxseg.metrics import wilcoxon
 from jaxseg.metrics.label_efficiency import hierarchical_interval, holm, label_equivalence
 
 VERSION = 1  # of results.json
-BASELINE = "scratch"
+BASELINE, LONGER = "scratch", "scratch_x4"
 Runs = Mapping[tuple[int, int], Float[np.ndarray, "cases"]]
 """(draw, seed) → Dice of every test case"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is the same in all cells: the settings, the arms, the split file, what the leakage audit counted, the position-only floors."""
+    """What is the same in all cells: the settings, the arms, the split file, what the leakage audit counted, the position-only floors, the digest
+    of the test cases, and why some cells are not possible."""
 
     config: FewLabelConfig
     arms: tuple[Arm, ...]
     split: str
     audits: dict[str, Any]
     floors: list[dict[str, Any]]
+    tested: str
+    impossible: Mapping[str, str]
 
 
 def summarise(plan: Plan, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -41,7 +44,8 @@ def summarise(plan: Plan, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     that is done: mean over cases, then draws, and its 95 % interval over (draw, case). `comparisons`: arm minus another (`arms.pairs_of`) at each
     N, over the (draw, seed) that both have: mean and interval, p of Wilcoxon's test over cases (of their means over draws), `p_holm` over all
     comparisons with scratch, and over all others.
-    `equivalence`: labels that scratch would need for the arm's Dice. `failures`: cells that failed. `floors`: Dice without looking at the image.
+    `equivalence`: labels that scratch would need for the arm's Dice; for arms that start from a pretraining also those that scratch with four
+    times the steps would need, which tells fewer labels from faster training. `failures`: cells that failed. `floors`: Dice without looking at the image.
     """
     runs: dict[tuple[str, Labels], Runs] = {
         (arm.name, count): _runs(cells, arm.name, count) for arm in plan.arms for count in plan.config.labels
@@ -61,7 +65,13 @@ def summarise(plan: Plan, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rows = [comparison for comparison in comparisons if (comparison["against"] == BASELINE) == family]
         for comparison, adjusted in zip(rows, holm([comparison["p"] for comparison in rows])):
             comparison["p_holm"] = adjusted
-    points: list[tuple[str, Labels]] = [(arm.name, count) for arm in plan.arms if arm.name != BASELINE for count in plan.config.labels]
+    rows = [
+        (arm.name, against, count)
+        for against in (BASELINE, LONGER)
+        for arm in plan.arms
+        for count in plan.config.labels
+        if (arm.name != BASELINE if against == BASELINE else arm.kind in INITIALISED)
+    ]
     return {
         "version": VERSION,
         "jaxseg": __version__,
@@ -74,7 +84,7 @@ def summarise(plan: Plan, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ],
         "curves": curves,
         "comparisons": comparisons,
-        "equivalence": [found for name, count in points if (found := _equivalence(runs, counts, name, count))],
+        "equivalence": [found for row in rows if (found := _equivalence(runs, counts, *row))],
         "floors": plan.floors,
         "failures": [cell for cell in map(_brief, cells) if cell["status"] == FAILED],
         "cells": [_brief(cell) for cell in cells],
@@ -123,28 +133,32 @@ def _pretraining(arm: Arm, config: FewLabelConfig) -> float | None:
 
 
 def _equivalence(
-    runs: Mapping[tuple[str, Labels], Runs], counts: Mapping[Labels, int | None], name: str, count: Labels
+    runs: Mapping[tuple[str, Labels], Runs], counts: Mapping[Labels, int | None], name: str, against: str, count: Labels
 ) -> dict[str, Any] | None:
-    """The label-equivalence factor of an arm at N; None where it, or all of scratch, is not measured.
+    """The label-equivalence factor of an arm at N against scratch (`against`); None where it, or all of scratch, is not measured.
 
-    Of scratch's points those count whose runs hold all of the arm's, so that one draw is never compared with another.
+    Of scratch's points those count whose runs hold all of the arm's, so that one draw is never compared with another; all labels are those of
+    every draw.
     """
     keys, at = sorted(runs[name, count]), counts[count]
     points: list[tuple[int, Labels]] = []
+    theirs: dict[Labels, Runs] = {}
     for other, number in counts.items():
-        if number is not None and set(keys) <= set(runs.get((BASELINE, other), {})) and number not in dict(points):
+        theirs[other] = _in_every_draw(runs.get((against, other), {}), keys) if other == "all" else runs.get((against, other), {})
+        if number is not None and set(keys) <= set(theirs[other]) and number not in dict(points):
             points.append((number, other))
     points.sort(key=lambda point: point[0])
     if not keys or at is None or not points:
         return None
     found = label_equivalence(
-        [number for number, _ in points], [_rows(runs[BASELINE, c], keys) for _, c in points], _rows(runs[name, count], keys), at
+        [number for number, _ in points], [_rows(theirs[c], keys) for _, c in points], _rows(runs[name, count], keys), at
     )
     high = None if np.isinf(found.high) else found.high
     low = None if np.isinf(found.low) else found.low
     limits = {"fewest": points[0][0], "most": points[-1][0]}
     return {
         "arm": name,
+        "against": against,
         "labels": count,
         "scratch_labels": found.labels,
         "factor": found.factor,
@@ -152,6 +166,12 @@ def _equivalence(
         "low": low,
         "high": high,
     } | limits
+
+
+def _in_every_draw(runs: Runs, keys: Sequence[tuple[int, int]]) -> Runs:
+    """The runs on all labels, which are measured in one draw, as those of each draw that is asked for."""
+    of_seed = {seed: scores for (_, seed), scores in runs.items()}
+    return {(draw, seed): of_seed[seed] for draw, seed in keys if seed in of_seed}
 
 
 def _brief(cell: dict[str, Any]) -> dict[str, Any]:

@@ -7,18 +7,17 @@ import dataclasses
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from finetune.config import FinetuneConfig, stored
-from finetune.few_label.arms import INITIALISED, PACED, SEMI, Arm, arms_of, settings_of
-from finetune.few_label.cells import DONE, FAILED, NOT_MEASURED, Cell, choose_cells, grid_of, read_cell, write_cell
+from finetune.few_label.arms import INITIALISED, PACED, SEMI, arms_of, settings_of
+from finetune.few_label.cells import DONE, FAILED, NOT_MEASURED, NOT_POSSIBLE, Cell, choose_cells, grid_of, read_cell, write_cell
 from finetune.few_label.config import FewLabelConfig
 from finetune.few_label.equal_time import seconds_of_pretraining, stated_seconds, steps_of_cell
+from finetune.few_label.leakage import audit_study
 from finetune.few_label.measure import measure
 from finetune.few_label.page import write_report
 from finetune.few_label.results import Plan, summarise
@@ -26,13 +25,13 @@ from finetune.few_label.stacks import check_stack, train_stack
 from finetune.few_label.subsets import DRAWS, keep_split, labelled_cases
 from finetune.floor import position_floor
 from finetune.side_by_side import Run
-from jaxseg.audit import card_of, refuse_overlap
 from jaxseg.data.cases import Case, find_cases
 from jaxseg.data.catalog import Store, open_store
-from jaxseg.data.duplicates import find_overlaps, scans_of_card, scans_of_store
+from jaxseg.data.index_cases import cases_of_index
 from jaxseg.data.pseudonyms import kept_salt, pseudonymous
-from jaxseg.data.split import refuse_shared_patients, select_cases
-from jaxseg.errors import ConfigError, JaxsegError, Preempted, StorageError
+from jaxseg.data.split import select_cases
+from jaxseg.data.staging import inputs_hash
+from jaxseg.errors import ConfigError, Preempted, StorageError
 from jaxseg.files import lock_folder, read_json, sha256_of, write_json
 from jaxseg.prepare import NAMES
 
@@ -61,12 +60,12 @@ class Results:
 def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Sequence[str] | None = None) -> Results:
     """Fill in the cells that `config.cells` asks for, and write `results.json`, `table.md`, `learning_curve.png` and `index.html` into `config.out`.
 
-    A cell whose training or scoring fails is kept as failed, with the reason. The same command goes on where it was stopped. `only`: the kinds of
-    arms that `measure` is for; None for all but those of `ELSEWHERE`.
+    A cell whose training or scoring fails is kept as failed, with the reason; one that asks for more labels than its draw has is not possible, and
+    says so. The same command goes on where it was stopped. `only`: the kinds of arms that `measure` is for; None for all but those of `ELSEWHERE`.
 
     Raises:
-        ConfigError: a field is missing or wrong, a cell was measured with other settings, labelled cases or the pretraining share scans
-            with the test cases. StorageError, Preempted: as fine-tuning.
+        ConfigError: a field is missing or wrong, a cell was measured with other settings, scans or test cases, or what is trained on shares
+            scans with the test cases (`leakage.audit_study`). StorageError, Preempted: as fine-tuning.
     """
     missing = [name for name in ("scans", "store", "out") if not getattr(config, name)]
     missing += ["pretrained"] if not config.pretrained and {*INITIALISED, *PACED} & set(config.arms) else []
@@ -85,11 +84,17 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
     chosen, out = sorted(chosen, key=lambda cell: cell.arm.kind in PACED), Path(config.out)
     with lock_folder(out):
         split = config.split or str(keep_own_split(config, store))
+        impossible = _impossible(store, split, cells)
+        possible = [cell for cell in cells if cell.name not in impossible]
+        if not possible:
+            raise ConfigError(f"no cell of this study is possible: {impossible[cells[0].name]}")
         tests = _test_cases(config, store, split)
-        audits = _audit(config, store, split, arms)
-        plan = Plan(config, arms, split, audits, _floors(config, store, split, tests))
+        audits = audit_study(config, store, split, arms, possible)
+        tested = _digest(f"{case.id} {inputs_hash(case, store.recipe)}" for case in tests)
+        plan = Plan(config, arms, split, audits, _floors(config, store, split, tests, possible), tested, impossible)
+        _refuse_strange(plan, store, possible)
         try:
-            _fill_in(plan, store, cells, chosen, tests, measure)
+            _fill_in(plan, store, cells, [cell for cell in chosen if cell.name not in impossible], tests, measure)
         finally:
             # Also when the study is told to stop: what there is of it can be looked at.
             content = _results(plan, cells)
@@ -119,7 +124,7 @@ def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[C
         except (Preempted, StorageError, ConfigError):
             # Not this cell's own: every other one would meet it too.
             raise
-        except (JaxsegError, jax.errors.JaxRuntimeError) as error:
+        except Exception as error:
             print(f"few_label: {cell.name} failed: {error}", file=sys.stderr)
             write_cell(folder, cell, task.identity, FAILED, reason=f"{type(error).__name__}: {error}")
         _results(plan, cells)
@@ -138,12 +143,18 @@ def _task(plan: Plan, store: Store, cell: Cell) -> Task | None:
         cell.arm, config, labels=cell.labels, seed=cell.seed, spacing=store.recipe.spacing, pool=pool, steps=given.get("steps")
     )
     settings = dataclasses.replace(settings, store=config.store, out=str(folder / cell.name))
-    return Task(names, settings, _identity(settings, names, config, store), {"given": given} if given else {})
+    return Task(names, settings, _identity(settings, names, plan, store), {"given": given} if given else {})
 
 
 def _results(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:
     out = Path(plan.config.out)
-    content = summarise(plan, [read_cell(out / "cells", cell) for cell in cells])
+    known = [
+        {**cell.to_json(), "status": NOT_POSSIBLE, "reason": plan.impossible[cell.name]}
+        if cell.name in plan.impossible
+        else read_cell(out / "cells", cell)
+        for cell in cells
+    ]
+    content = summarise(plan, known)
     write_json(out / "results.json", content)
     return content
 
@@ -152,15 +163,18 @@ def keep_own_split(config: FewLabelConfig, store: Store) -> Path:
     """`OUT/split.json`, made where the study was given no split; ConfigError if it cannot be, or another one is there."""
     if config.test_cases < 1:
         raise ConfigError("a study needs --split FILE.json, or --test-cases to make one: how many labelled cases are held out to test on")
-    patients = {name: store.entry(name).patient for name in store.labelled}
-    draws = max(DRAWS, *(draw + 1 for draw in config.draws))
-    return keep_split(Path(config.out) / "split.json", patients, test=config.test_cases, seed=config.split_seed, draws=draws)
+    patients = {name: store.entry(name).patient for name in store.names}
+    draws, path = max(DRAWS, *(draw + 1 for draw in config.draws)), Path(config.out) / "split.json"
+    return keep_split(path, patients, labelled=store.labelled, test=config.test_cases, seed=config.split_seed, draws=draws)
 
 
 def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
     """The test cases in the folder of scans, each with its label; ConfigError if one is missing."""
     wanted = select_cases(store.names, f"{split}:test")
-    found = find_cases(config.scans, channels=store.recipe.channels, label=config.label_name)
+    if (Path(config.scans) / "scans.parquet").is_file():
+        found = cases_of_index(config.scans, channels=store.recipe.channels, label=config.label_name).cases
+    else:
+        found = find_cases(config.scans, channels=store.recipe.channels, label=config.label_name)
     key = Path(config.store) / NAMES
     found = pseudonymous(found, kept_salt(key)) if key.is_file() else found
     cases = {case.id: case for case in found if case.label is not None}
@@ -172,55 +186,66 @@ def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
     return [cases[name] for name in wanted]
 
 
-def _audit(config: FewLabelConfig, store: Store, split: str, arms: Sequence[Arm]) -> dict[str, Any]:
-    """What labelled cases and pretrainings share with the test cases; ConfigError if that is anything, unless it is allowed."""
-    tests = select_cases(store.names, f"{split}:test")
-    drawn = {name for count in config.labels for draw in config.draws for name in labelled_cases(store, split, count, draw)}
-    drawn |= set(select_cases(store.names, f"{split}:pretrain")) if any(arm.kind in SEMI for arm in arms) else set()
-    both = sorted(drawn & set(tests))
-    if both:
-        raise ConfigError(f"{split}: labels or trains on cases that are test cases: {', '.join(both[:6])}")
-    refuse_shared_patients({n: store.entry(n).patient for n in store.names}, sorted(drawn), tests, "training cases and test cases")
-    held = scans_of_store(store, tests)
-    labelled = find_overlaps(scans_of_store(store, sorted(drawn)), held)
-    if labelled.contents and not config.allow_overlap:
-        raise ConfigError(
-            f"training cases and test cases are alike ({'; '.join(labelled.lines()[:4])}): change the split, or say with --allow-overlap "
-            "that they are different scans"
-        )
-    audits = {"labelled": labelled.counts()}
-    for init in sorted({arm.init for arm in arms if arm.init}):
-        seen = scans_of_card(card_of(init))
-        if not config.allow_overlap:
-            refuse_overlap(seen, held, "test cases")
-        names = ", ".join(arm.name for arm in arms if arm.init == init)
-        audits[names] = find_overlaps(seen, held).counts()
-    return audits
-
-
-def _floors(config: FewLabelConfig, store: Store, split: str, tests: Sequence[Case]) -> list[dict[str, Any]]:
+def _floors(config: FewLabelConfig, store: Store, split: str, tests: Sequence[Case], cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """The position-only floor of every subset, kept in `OUT/floor.json` with the subset that it was made of."""
     path = Path(config.out) / "floor.json"
     kept = read_json(path) if path.is_file() else []
     floors = []
-    for count in config.labels:
-        for draw in config.draws:
-            cases = {"cases": list(labelled_cases(store, split, count, draw)), "tests": [case.id for case in tests]}
-            known = next((floor for floor in [*kept, *floors] if all(floor[key] == value for key, value in cases.items())), None)
-            dice = known["dice"] if known else position_floor(store, cases["cases"], cases["tests"])["dice"]
-            floors.append({"labels": count, "draw": draw, "dice": dice, **cases})
+    for count, draw in dict.fromkeys((cell.labels, cell.draw) for cell in cells):
+        cases = {"cases": list(labelled_cases(store, split, count, draw)), "tests": [case.id for case in tests]}
+        known = next((floor for floor in [*kept, *floors] if all(floor[key] == value for key, value in cases.items())), None)
+        dice = known["dice"] if known else position_floor(store, cases["cases"], cases["tests"])["dice"]
+        floors.append({"labels": count, "draw": draw, "dice": dice, **cases})
     write_json(path, floors)
     return [{key: floor[key] for key in ("labels", "draw", "dice")} for floor in floors]
 
 
-def _identity(settings: FinetuneConfig, names: Sequence[str], config: FewLabelConfig, store: Store) -> dict[str, Any]:
+def _impossible(store: Store, split: str, cells: Sequence[Cell]) -> dict[str, str]:
+    """Why a cell cannot be, by its name: its draw has fewer labelled cases than it asks for."""
+    reasons = {}
+    for cell in cells:
+        if cell.labels != "all":
+            there = len(select_cases(store.labelled, f"{split}:draws.{cell.draw}"))
+            if cell.labels > there:
+                reasons[cell.name] = f"N = {cell.labels}, and draw {cell.draw} of {split} has {there} labelled cases"
+    for reason in sorted(set(reasons.values())):
+        print(f"few_label: not possible: {reason}", file=sys.stderr)
+    return reasons
+
+
+def _refuse_strange(plan: Plan, store: Store, cells: Sequence[Cell]) -> None:
+    """ConfigError if a cell that is done, asked for now or not, was measured on other test cases or trained on other scans than it would be now."""
+    folder = Path(plan.config.out) / "cells"
+    for cell in cells:
+        found = read_cell(folder, cell)
+        if found["status"] != DONE:
+            continue
+        now = {"cases": _digest_of(store, labelled_cases(store, plan.split, cell.labels, cell.draw)), "tests": plan.tested}
+        changed = [name for name, digest in now.items() if found["settings"].get(name) != digest]
+        if changed:
+            what = {"cases": "labelled cases, or another store of them", "tests": "test cases or labels of them"}
+            raise ConfigError(
+                f"{folder / cell.name}: measured with other {' and other '.join(what[name] for name in changed)}; scores of the two cannot stand in "
+                "one table: set the split, --store and --scans back, or choose another --out"
+            )
+
+
+def _identity(settings: FinetuneConfig, names: Sequence[str], plan: Plan, store: Store) -> dict[str, Any]:
     """All that a cell's scores depend on, as JSON: folders may move, so they stand as hashes of what is in them."""
     kept = {key: value for key, value in stored(settings).items() if key not in ("store", "out", "init")}
     if settings.semi.method:
-        pool = select_cases(store.names, settings.semi.pool)
-        kept["semi"] = {**kept["semi"], "pool": hashlib.sha256("\n".join(pool).encode()).hexdigest()}
+        kept["semi"] = {**kept["semi"], "pool": _digest_of(store, select_cases(store.names, settings.semi.pool))}
     card = Path(settings.init) / "model" / "model.json"
     card = card if card.is_file() else Path(settings.init) / "model.json"
     pretraining = sha256_of(card) if settings.init and card.is_file() else None
-    cases = hashlib.sha256("\n".join(names).encode()).hexdigest()
-    return {**kept, "overlap": config.overlap, "cases": cases, "pretraining": pretraining}
+    cases = _digest_of(store, names)
+    return {**kept, "overlap": plan.config.overlap, "cases": cases, "tests": plan.tested, "pretraining": pretraining}
+
+
+def _digest_of(store: Store, names: Sequence[str]) -> str:
+    """Of cases in this order: their names, the bytes of their scans and labels, and the recipe that they were prepared by."""
+    return _digest(f"{name} {store.entry(name).inputs}" for name in names)
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

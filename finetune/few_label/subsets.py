@@ -1,6 +1,6 @@
 """Which cases a study tests on and which ones each draw labels: a function of a seed and the names alone, kept in a file that others can reuse."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +15,49 @@ from jaxseg.files import read_json, write_json
 DRAWS = 5
 
 
-def make_split(patients: Mapping[str, str], *, test: int, seed: int, draws: int = DRAWS) -> dict[str, Any]:
-    """A split: `{"about", "pretrain", "test", "draws"}`, the pool and the test cases sorted, each draw an order of the whole pool.
+def make_split(
+    patients: Mapping[str, str], *, test: int, seed: int, draws: int = DRAWS, labelled: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """A split: `{"about", "pretrain", "test", "draws"}`, the pool and the test cases sorted, each draw an order of the pool's labelled cases.
 
     The first N names of a draw are labelled, so that the subsets of a draw are nested. Whole patients are tested on, in the order of
-    `default_rng(seed).permutation` of their sorted keys, until there are `test` cases; draw d is `default_rng([seed, d]).permutation` of the
-    sorted pool.
+    `default_rng(seed).permutation` of their sorted keys (of those with a labelled case), until there are `test` labelled cases; draw d is
+    `default_rng([seed, d]).permutation` of the sorted labelled cases of the pool. Unlabelled cases of other patients are in the pool, in no draw.
 
     Args:
         patients: case name → patient key.
         test: least number of test cases.
+        labelled: the cases that have a label; None for all.
 
     Raises ConfigError if that leaves no case to test on or none to label.
     """
-    owners = sorted(set(patients.values()))
-    cases = {owner: sorted(name for name in patients if patients[name] == owner) for owner in owners}
+    known = set(patients if labelled is None else labelled)
+    owners = sorted({patients[name] for name in known})
+    cases = {owner: sorted(name for name in known if patients[name] == owner) for owner in owners}
     chosen: list[str] = []
     for place in np.random.default_rng(seed).permutation(len(owners)):
         if len(chosen) >= test:
             break
         chosen += cases[owners[place]]
-    pool = sorted(set(patients) - set(chosen))
+    pool = sorted(known - set(chosen))
     if not chosen or not pool:
-        raise ConfigError(f"test_cases is {test}, of {len(patients)} labelled cases: it must leave cases to test on and cases to label")
+        raise ConfigError(f"test_cases is {test}, of {len(known)} labelled cases: it must leave cases to test on and cases to label")
+    tested = {patients[name] for name in chosen}
+    beside = sorted(name for name in set(patients) - known if patients[name] not in tested)
     return {
         "about": f"{len(pool)} cases of which draw d labels the first N of draws[d]; {len(chosen)} cases to test on, which nothing else may touch. "
-        f"Made by numpy.random.default_rng({seed}).permutation of the sorted patients (the first ones test), and "
+        + (f"{len(beside)} cases without a label beside them in the pool. " if beside else "")
+        + f"Made by numpy.random.default_rng({seed}).permutation of the sorted patients (the first ones test), and "
         f"default_rng([{seed}, d]).permutation of the sorted pool.",
-        "pretrain": pool,
+        "pretrain": sorted([*pool, *beside]),
         "test": sorted(chosen),
         "draws": [[pool[place] for place in np.random.default_rng([seed, draw]).permutation(len(pool))] for draw in range(draws)],
     }
 
 
-def keep_split(path: Path, patients: Mapping[str, str], *, test: int, seed: int, draws: int) -> Path:
+def keep_split(path: Path, patients: Mapping[str, str], *, labelled: Iterable[str], test: int, seed: int, draws: int) -> Path:
     """Write the split of a study that was given none; ConfigError if another one is there already."""
-    made = make_split(patients, test=test, seed=seed, draws=draws)
+    made = make_split(patients, test=test, seed=seed, draws=draws, labelled=labelled)
     if path.is_file() and (found := read_json(path)) != made:
         raise ConfigError(
             f"{path}: made of other cases or settings ({len(found.get('test', ()))} test cases there, {len(made['test'])} now): "

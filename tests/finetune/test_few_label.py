@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,12 @@ from finetune.few_label.arms import SEMI, arms_of, describe, settings_of
 from finetune.few_label.cells import choose_cells, grid_of
 from finetune.few_label.study import run_study
 from finetune.few_label.subsets import make_split
+from jaxseg.data.archive import index_archive
 from jaxseg.data.augment import Augment
 from jaxseg.errors import ConfigError, Preempted, TrainingError
 from jaxseg.files import read_json
 from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
-from jaxseg.prepare import prepare_folder
+from jaxseg.prepare import Wishes, prepare_folder
 from jaxseg.train import LoopConfig, OptimConfig, QuietProgress, read_arrays
 from pretrain.config import PretrainConfig
 from pretrain.train import pretrain
@@ -202,8 +204,9 @@ def test_cells_are_chosen_by_axis():
     cells = grid_of(arms_of(("scratch", "scratch_x4"), ()), (1, 5, "all"), (0, 1), (0,))
     assert [cell.name for cell in choose_cells(cells, "N=5,all draws=1 arms=scratch")] == [
         "scratch/n005-draw1-seed0",
-        "scratch/nall-draw1-seed0",
     ]
+    # All labels are the same in every draw.
+    assert [cell.name for cell in choose_cells(cells, "N=all arms=scratch")] == ["scratch/nall-draw0-seed0"]
     assert choose_cells(cells, "") == cells
     for wrong, said in (("N=7", "no N=7"), ("n=1", "cannot read 'n=1'"), ("N", "cannot read 'N'")):
         with pytest.raises(ConfigError, match=said):
@@ -237,6 +240,7 @@ def test_results_say_what_the_scores_are_worth(data, tmp_path):
         assert (row["mean"], row["low"], row["high"]) == pytest.approx((0.1, 0.1, 0.1))
         assert row["p_holm"] == pytest.approx(min(1.0, 2 * row["p"]))
     at_one, at_two = content["equivalence"]
+    assert at_one["against"] == "scratch"
     assert (at_one["scratch_labels"], at_one["factor"], at_one["bound"]) == (pytest.approx(2), pytest.approx(2), "")
     assert (at_two["bound"], at_two["scratch_labels"], at_two["high"]) == (">", 2, None)
     assert all(0 < floor["dice"] < 1 for floor in content["floors"])
@@ -301,6 +305,103 @@ def test_cells_of_other_settings_are_never_mixed(data, tmp_path):
         run_study(study(data, tmp_path, finetune=changed), measure=Pretended())
 
 
+def test_cells_of_other_test_cases_or_another_store_stand_in_no_table(data, tmp_path):
+    """Also where other cells are asked for: they would be compared with those that are there."""
+    made = read_json(run_study(study(data, tmp_path / "one", cells="N=1 draws=0 arms=scratch"), measure=Pretended()).folder / "split.json")
+    (tmp_path / "split.json").write_text(json.dumps(made))
+    config = study(data, tmp_path / "out", split=str(tmp_path / "split.json"), test_cases=0)
+    run_study(dataclasses.replace(config, cells="N=1 draws=0 arms=scratch"), measure=Pretended())
+    other = dataclasses.replace(config, cells="N=1 draws=0 arms=scratch_x4")
+    (tmp_path / "split.json").write_text(json.dumps({**made, "test": made["test"][:2]}))
+    with pytest.raises(ConfigError, match="other test cases"):
+        run_study(other, measure=Pretended())
+    (tmp_path / "split.json").write_text(json.dumps(made))
+    prepare_folder(data / "scans", tmp_path / "coarse", wishes=Wishes(spacing=(2.5, 2.5, 2.5)))
+    with pytest.raises(ConfigError, match="another store"):
+        run_study(dataclasses.replace(other, store=str(tmp_path / "coarse")), measure=Pretended())
+    run_study(other, measure=Pretended())
+
+
+def test_more_labels_than_a_draw_has_are_not_possible_and_the_others_go_on(data, tmp_path, capsys):
+    content = run_study(study(data, tmp_path, labels=(1, 20), draws=(0,)), measure=Pretended()).content
+    assert [cell["status"] for cell in content["cells"]] == ["done", "done", "not possible", "not possible"]
+    assert "has 5 labelled cases" in capsys.readouterr().err and "not possible: too few" in (tmp_path / "table.md").read_text()
+    with pytest.raises(ConfigError, match="no cell of this study is possible"):
+        run_study(study(data, tmp_path / "none", labels=(20,), draws=(0,)), measure=Pretended())
+
+
+def test_all_labels_are_measured_once_and_stand_beside_every_draw(data, tmp_path):
+    counted = Pretended()
+    content = run_study(study(data, tmp_path, labels=(1, "all")), measure=counted).content
+    assert len(counted.calls) == 6
+    assert [(point["labels"], point["draws"]) for point in content["curves"]["scratch"]] == [(1, 2), ("all", 1)]
+    at_one, _ = content["equivalence"]
+    assert (at_one["scratch_labels"], at_one["bound"]) == (pytest.approx(2), "")  # between one label and all five
+
+
+def test_an_unforeseen_error_fails_its_cell_alone(data, tmp_path):
+    class Broken(Pretended):
+        def __call__(self, settings, names, tests, recipe, *, overlap):
+            if "x4/n002-draw0" in settings.out:
+                raise ValueError("not thought of")
+            return super().__call__(settings, names, tests, recipe, overlap=overlap)
+
+    content = run_study(study(data, tmp_path), measure=Broken()).content
+    assert [cell["reason"] for cell in content["failures"]] == ["ValueError: not thought of"]
+    assert sum(cell["status"] == "done" for cell in content["cells"]) == 7
+
+
+def test_a_pretrained_arm_is_held_against_scratch_with_four_times_the_steps(data, untrained, tmp_path):
+    """Pretended: pretraining is worth nothing at equal steps, four times the steps are worth a doubling of labels."""
+    config = study(data, tmp_path, pretrained=(str(untrained),), arms=("scratch", "pretrained", "scratch_x4"))
+    content = run_study(config, measure=Pretended()).content
+    assert ("pretrained", "scratch_x4") in {(row["arm"], row["against"]) for row in content["comparisons"]}
+    rows = {(row["arm"], row["against"], row["labels"]): row for row in content["equivalence"]}
+    assert set(rows) == {(arm, "scratch", n) for arm in ("pretrained", "scratch_x4") for n in (1, 2)} | {
+        ("pretrained", "scratch_x4", n) for n in (1, 2)
+    }
+    assert rows["pretrained", "scratch", 2]["factor"] == pytest.approx(1)
+    assert rows["pretrained", "scratch_x4", 2]["factor"] == pytest.approx(0.5)
+    assert rows["pretrained", "scratch_x4", 1]["bound"] == "<" and "< 1.00 to < 1.00" in (tmp_path / "table.md").read_text()
+
+
+def test_scans_without_a_label_are_in_the_pool_of_a_split_that_is_made():
+    patients = {"a1": "a", "a2": "a", "b": "b", "c": "c", "d": "d", "e": "e"}
+    split = make_split(patients, test=1, seed=0, labelled=["a1", "b", "c"])
+    assert set(split["pretrain"]) >= {"d", "e"} and len(split["test"]) == 1
+    assert sorted(split["draws"][0]) == sorted({"a1", "b", "c"} - set(split["test"]))
+    assert ("a2" in split["pretrain"]) == ("a1" not in split["test"])  # never beside its patient's test case
+
+
+def test_an_index_of_the_scans_is_as_good_as_their_folder(data, tmp_path):
+    index_archive([data / "scans"], tmp_path / "index")
+    config = study(data, tmp_path / "out", scans=str(tmp_path / "index"), cells="N=1 draws=0 arms=scratch")
+    assert [cell["status"] for cell in run_study(config, measure=Pretended()).content["cells"]].count("done") == 1
+
+
+def test_test_cases_are_neither_monitored_nor_in_another_store(data, tmp_path):
+    made = read_json(run_study(study(data, tmp_path / "one", max_minutes=0.0), measure=Pretended()).folder / "split.json")
+    (tmp_path / "split.json").write_text(json.dumps(made))
+    config = study(data, tmp_path / "out", split=str(tmp_path / "split.json"), test_cases=0)
+    watching = dataclasses.replace(config.finetune, monitor=f"{tmp_path / 'split.json'}:test")
+    with pytest.raises(ConfigError, match="watches cases that are test cases"):
+        run_study(dataclasses.replace(config, finetune=watching), measure=Pretended())
+    also = dataclasses.replace(config.finetune, also={str(data / "store"): 1.0})
+    with pytest.raises(ConfigError, match="finetune.also=.*test case"):
+        run_study(dataclasses.replace(config, finetune=also, draws=(0,), allow_overlap=False, labels=(1,)), measure=Pretended())
+
+
+def test_a_pretraining_that_does_not_say_what_it_saw_is_unknown(data, untrained, tmp_path, capsys):
+    shutil.copytree(untrained, tmp_path / "model")
+    card = read_json(tmp_path / "model" / "model.json")
+    card["training"] = {key: value for key, value in card["training"].items() if key not in ("data", "scans")}
+    (tmp_path / "model" / "model.json").write_text(json.dumps(card))
+    config = study(data, tmp_path / "out", pretrained=(str(tmp_path / "model"),), arms=("scratch", "pretrained"), max_minutes=0.0)
+    content = run_study(config, measure=Pretended()).content
+    assert content["audit"]["pretrained"] is None and "nobody knows" in capsys.readouterr().err
+    assert "pretrained: its card does not say" in (tmp_path / "out" / "index.html").read_text()
+
+
 def test_a_labelled_test_case_is_refused(data, tmp_path):
     split = {"pretrain": ["case_0"], "test": ["case_0"], "draws": [["case_0"], ["case_0"]]}
     (tmp_path / "split.json").write_text(json.dumps(split))
@@ -318,15 +419,15 @@ def test_a_pretraining_that_saw_test_cases_is_refused(data, untrained, tmp_path)
 
 
 @pytest.mark.slow
-def test_zero_pretraining_steps_give_the_untrained_arm_and_a_frozen_encoder_trains_less(data, untrained, tmp_path):
-    """The whole way: three arms trained for two steps, segmented, scored. Like with like: `untrained` has the pretrained arm's layer decay."""
-    config = study(data, tmp_path, pretrained=(str(untrained),), labels=(2,), draws=(0,), arms=("untrained", "pretrained", "frozen"))
+def test_zero_pretraining_steps_give_scratch_and_a_frozen_encoder_trains_less(data, untrained, tmp_path):
+    """The whole way: three arms trained for two steps, segmented, scored. A layer decay is for encoders that have learnt something."""
+    config = study(data, tmp_path, pretrained=(str(untrained),), labels=(2,), draws=(0,), arms=("scratch", "pretrained", "frozen"))
     decayed = dataclasses.replace(config.finetune, optim=dataclasses.replace(config.finetune.optim, layer_decay=0.5))
     content = run_study(dataclasses.replace(config, finetune=decayed)).content
     control, pretrained, frozen = content["cells"]
     assert [cell["status"] for cell in content["cells"]] == ["done"] * 3
     assert pretrained["per_case"] == control["per_case"]
-    weights = [read_arrays(tmp_path / "cells" / arm / "n002-draw0-seed0", "params.") for arm in ("untrained", "pretrained")]
+    weights = [read_arrays(tmp_path / "cells" / arm / "n002-draw0-seed0", "params.") for arm in ("scratch", "pretrained")]
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert frozen["budget"]["trained_parameters"] < frozen["budget"]["parameters"] == control["budget"]["parameters"]
     assert control["budget"]["crops"] == 16 and control["budget"]["flops"] > 0 and control["left_out"] == []
