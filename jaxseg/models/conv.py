@@ -83,7 +83,9 @@ def upsample_conv(
     kernel = kernel.astype(x.dtype)
     if switches.allowed().convolution:
         fx, fy, fz, inputs, _ = kernel.shape
-        y = depth_to_space(_pointwise(x, jnp.moveaxis(kernel, 3, 0).reshape(inputs, -1)), (fx, fy, fz))
+        y = _pointwise(x, jnp.moveaxis(kernel, 3, 0).reshape(inputs, -1))
+        # Products are written to memory anyway. Without this, XLA (jaxlib 0.11.2) simplifies the indices of two or more of these in a row for hours.
+        y = depth_to_space(lax.optimization_barrier(y), (fx, fy, fz))
     else:
         fx, fy, fz = kernel.shape[:3]
         y = conv_phases.transposed_conv(x, kernel, (fx, fy, fz), (0, 0, 0))
