@@ -18,7 +18,7 @@ from jaxseg.data.anonymised import ANONYMISED
 from jaxseg.data.archive.values import examine
 from jaxseg.data.cases import Case
 from jaxseg.data.io.decoded import Rules
-from jaxseg.data.io.scans import decode_scan, find_scans, joined
+from jaxseg.data.io.scans import decode_scan, files_of, find_scans, joined
 from jaxseg.data.preprocess import Prepared, prepare_case
 from jaxseg.data.recipe import Recipe
 from jaxseg.errors import InputError, JaxsegError
@@ -57,9 +57,7 @@ def inputs_hash(case: Case, recipe: Recipe) -> str:
         if path is None:
             continue
         try:
-            # A DICOM series is a folder.
-            parts = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
-            digest.update(f"{channel}={','.join(map(sha256_of, parts))};".encode())
+            digest.update(f"{channel}={','.join(map(sha256_of, files_of(path)))};".encode())
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); it belongs to case {case.id}") from error
     return digest.hexdigest()

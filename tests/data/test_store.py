@@ -381,3 +381,20 @@ def test_a_full_disk_while_writing_the_dataset_is_said_so(copied, tmp_path, monk
     monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, "download_and_prepare", full)
     with pytest.raises(StorageError, match="no space left"):
         build_store(copied[0], RECIPE, tmp_path / "s", processes=1)
+
+
+@pytest.mark.parametrize("header", ["scan.nhdr", "scan.mhd", "scan.hdr"])
+def test_voxels_that_lie_beside_their_header_count_for_a_cases_hash(tmp_path, header):
+    volume = {"scan.nhdr": "scan.raw", "scan.mhd": "scan.raw", "scan.hdr": "scan.img"}[header]
+    texts = {
+        "scan.nhdr": "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: scan.raw\n",
+        "scan.mhd": "NDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = scan.raw\n",
+        "scan.hdr": "a header",
+    }
+    (tmp_path / header).write_text(texts[header])
+    case = Case("a", {"T1": tmp_path / header})
+    hashes = []
+    for voxels in (b"\1" * 8, b"\2" * 8):
+        (tmp_path / volume).write_bytes(voxels)
+        hashes.append(staging.inputs_hash(case, RECIPE))
+    assert hashes[0] != hashes[1]

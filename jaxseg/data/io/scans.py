@@ -92,6 +92,18 @@ def find_scans(root: Path, rules: Rules | None = None) -> Iterator[ScanRef]:
         yield from _scans_of(folder, [folder / name for name in names], rules)
 
 
+def files_of(path: Path) -> list[Path]:
+    """Every file that the scan at a path consists of, in order: all below a folder; or the file itself with those that its header names."""
+    lower = path.name.lower()
+    if path.is_dir():
+        return sorted(part for part in path.rglob("*") if part.is_file())
+    if lower.endswith(nifti.PAIR_SUFFIXES):
+        return list(_pair(path)) or [path]
+    if lower.endswith((".nhdr", ".mhd")):
+        return list(_with_companions(path, "NRRD" if lower.endswith(".nhdr") else "MetaImage").files)
+    return [path]
+
+
 def joined(refs: Sequence[ScanRef]) -> ScanRef:
     """The parts of one DICOM series, from several folders, as one scan at the lowest folder that holds all of its files."""
     files = tuple(sorted(file for ref in refs for file in ref.files))
