@@ -1,13 +1,14 @@
 """Many scans through one model: labels written one file a case, each on its scan's own grid. Called by `jaxseg segment` and the main job."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxseg.data.cases import Case, find_cases
-from jaxseg.data.io import save_volume
 from jaxseg.data.stacking import stack_case
 from jaxseg.errors import InputError, JaxsegError, StorageError
+from jaxseg.infer.made_from import Predictions, origin_of
 from jaxseg.infer.predict import recipe_of_model, segment
 from jaxseg.zoo import Model, load_model
 
@@ -15,35 +16,52 @@ from jaxseg.zoo import Model, load_model
 def segment_cases(
     model: Model, cases: Iterable[Case], out: Path, *, overlap: float = 0.5, allow_missing: bool = False, progress: Any = None
 ) -> list[tuple[str, str]]:
-    """Segment every case into `OUT/ID.nii.gz`; one that is there already is kept.
+    """Segment every case into `OUT/ID.nii.gz`; one that is there already is kept where this model made it of the same scan with the same settings.
+
+    Labels of another model, scan or setting, or of which nothing is known, are made again; where that fails they are removed. One line on
+    standard error says how many were kept.
 
     Returns:
         (case id, reason) of the cases that could not be segmented; one bad scan never stops the others.
 
     Raises:
-        StorageError: `out` cannot be written.
+        InputError: labels would be written over a file of their own case. StorageError: `out` cannot be written.
     """
-    left_out, cases = [], list(cases)
+    left_out, cases, predictions = [], list(cases), Predictions(out)
+    for case in cases:
+        predictions.refuse_inputs(case)
+    kept = replaced = 0
     for number, case in enumerate(cases):
-        target = out / f"{case.id}.nii.gz"
+        there = predictions.path(case).is_file()
         try:
-            if not target.is_file():
-                scan = stack_case(case, recipe_of_model(model))
+            recipe = recipe_of_model(model)
+            origin = origin_of(case, model, recipe, overlap=overlap)
+            if predictions.holds(case, origin, allow_missing=allow_missing):
+                kept += 1
+            else:
+                scan = stack_case(case, recipe)
                 labels = segment(model, scan, overlap=overlap, allow_missing=allow_missing)
-                save_volume(labels, target, like=labels.source)
+                predictions.write(case, labels, origin, lacked_channels=len(scan.channels) < len(recipe.channels))
+                replaced += there
         except StorageError:
             raise
         except JaxsegError as error:
+            predictions.remove(case)
             left_out.append((case.id, str(error)))
         if progress is not None:
             progress(number + 1, len(cases))
+    if kept or replaced:
+        print(
+            f"{out}: {kept} of {len(cases)} label files kept (same model, scan and settings); {replaced} of another origin made again",
+            file=sys.stderr,
+        )
     return left_out
 
 
 def segment_folder(
     model: str | Path, scans: Sequence[Path], out: str | Path, *, overlap: float = 0.5, allow_missing: bool = False, progress: Any = None
 ) -> list[tuple[str, str]]:
-    """Segment folders of scans, or the files of one case, with a model folder.
+    """Segment folders of scans, or the files of one case, with a model folder; see `segment_cases` for what is kept of an earlier run.
 
     Args:
         model: a model folder.
