@@ -22,7 +22,7 @@ from jaxseg.config import as_json
 from jaxseg.data.catalog import Store, open_store
 from jaxseg.data.duplicates import scans_of_card, scans_of_store
 from jaxseg.data.loader import CropLoader
-from jaxseg.data.mixed_stores import content_drawn, names_drawn, open_others
+from jaxseg.data.mixed_stores import cases_content, content_drawn, names_drawn, open_others
 from jaxseg.data.mixture import Source
 from jaxseg.data.partial import Slices
 from jaxseg.data.split import refuse_shared_patients, select_cases
@@ -32,6 +32,7 @@ from jaxseg.models.unet import UNetConfig
 from jaxseg.train import Layout, RunFolder, TrainState, array_names, fit, learning_rate, make_optimizer, make_step, read_arrays
 from jaxseg.train.log import TrainingProgress
 from jaxseg.train.processes import meet
+from jaxseg.train.run import CONTENT
 from jaxseg.train.step import Step
 from jaxseg.zoo import load_model, save_model
 from jaxseg.zoo.registry import network_of
@@ -98,12 +99,14 @@ def sources_of(config: FinetuneConfig, store: Store, names: tuple[str, ...]) -> 
 
 
 def run_config(config: FinetuneConfig, sources: tuple[Source, ...], pool: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What the run's folder holds as its config: the settings, and the cases that they came to."""
+    """What the run's folder holds as its config: the settings, and the cases that they came to with what these hold."""
+    used = tuple(dict.fromkeys((*sources[0].names, *pool)))
     return {
         **stored(config),
         "names": list(sources[0].names),
         **({"pool": list(pool)} if pool else {}),
         **names_drawn(sources[1:]),
+        CONTENT: cases_content((Source(sources[0].store, used), *sources[1:])),
     }
 
 

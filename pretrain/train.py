@@ -11,7 +11,7 @@ from flax import nnx
 from jaxseg.config import as_json
 from jaxseg.data.catalog import Store, open_store
 from jaxseg.data.loader import CropLoader
-from jaxseg.data.mixed_stores import content_drawn, names_drawn, open_others
+from jaxseg.data.mixed_stores import cases_content, content_drawn, names_drawn, open_others
 from jaxseg.data.mixture import Source
 from jaxseg.data.split import select_cases
 from jaxseg.errors import ConfigError
@@ -19,6 +19,7 @@ from jaxseg.models import MAEConfig
 from jaxseg.models.masked_model import MaskedModel
 from jaxseg.train import Layout, RunFolder, TrainState, fit, learning_rate, make_optimizer
 from jaxseg.train.log import TrainingProgressProtocol
+from jaxseg.train.run import CONTENT
 from jaxseg.zoo import save_model
 from jaxseg.zoo.registry import network_of
 from pretrain.config import PretrainConfig
@@ -48,7 +49,8 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
     network = objective.settings(model_config, config.contrast, lesions, config.anatomy)
     optim = dataclasses.replace(config.optim, steps=max(1, config.loop.steps))
     drawing = ("pictures.keep", "pictures.case", "pictures.channel")
-    with RunFolder.open(config.out, {**as_json(config), "names": list(names), **names_drawn(others)}, may_change=drawing) as run:
+    settings = {**as_json(config), "names": list(names), **names_drawn(others), CONTENT: cases_content(sources)}
+    with RunFolder.open(config.out, settings, may_change=drawing) as run:
         abstract = nnx.eval_shape(lambda: network_of(network))
         graph = nnx.graphdef(abstract)
         # One compiled program: layer by layer, every shape of every array would be compiled for itself.

@@ -39,6 +39,14 @@ def names_drawn(others: Sequence[Source]) -> dict[str, dict[str, list[str]]]:
     return {"also_names": {str(number): list(source.names) for number, source in enumerate(others)}} if others else {}
 
 
+def cases_content(sources: Sequence[Source]) -> list[list[str]]:
+    """What a run's config keeps of the cases themselves: (name, beginning of the hash of its files and recipe) of each, in order.
+
+    So a run is not gone on with when its scans or labels have changed under the same names.
+    """
+    return [[name, source.store.entry(name).inputs[:16]] for source in sources for name in source.names]
+
+
 def content_drawn(sources: Sequence[Source]) -> dict[str, Any]:
     """For a model's card: the hashes and fingerprints of every case that was trained on (`Store.hashes`, `Store.contents`)."""
     data: dict[str, str] = {}

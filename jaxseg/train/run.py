@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import platform
 import sys
@@ -21,6 +22,8 @@ from jaxseg.train.log import RunLog
 
 # Settings that change how often a run reports or saves, never its numbers.
 MAY_CHANGE = ("log_every", "save_every", "max_skips")
+CONTENT = "content"
+"""The name in a config of what the cases hold: a list of (case, hash). A run whose config is from before it existed is gone on with."""
 
 
 class RunFolder:
@@ -47,7 +50,7 @@ class RunFolder:
             may_change: names (`loop.steps`, or the last part, `steps`) that a resumed run may set otherwise, `MAY_CHANGE` apart.
 
         Raises:
-            ConfigError: the folder holds a run with another config; the message lists the differences.
+            ConfigError: the folder holds a run with another config, or on other content of its cases; the message lists the differences.
             StorageError: not writable, or in use by another process.
         """
         run, resolved = cls(path), _as_json(config)
@@ -105,6 +108,8 @@ def _as_json(config: Any) -> dict[str, Any]:
 
 
 def _flatten(value: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        value = {str(number): each for number, each in enumerate(value)}
     if not isinstance(value, dict) or not value:
         return {name: value}
     return {key: each for part, inner in value.items() for key, each in _flatten(inner, f"{name}.{part}".lstrip(".")).items()}
@@ -113,7 +118,23 @@ def _flatten(value: Any, name: str = "") -> dict[str, Any]:
 def _refuse_changes(run: RunFolder, resolved: dict[str, Any], may_change: tuple[str, ...]) -> None:
     before, now = _flatten(run.config), _flatten(resolved)
     changed = [name for name in {**before, **now} if before.get(name, "not set") != now.get(name, "not set")]
-    refused = [name for name in changed if name not in may_change and name.rsplit(".", 1)[-1] not in may_change]
-    if refused:
-        lines = "\n".join(f"  {name}: {before.get(name, 'not set')!r} then, {now.get(name, 'not set')!r} now" for name in refused)
+    refused = [name for name in changed if name not in may_change and _last(name) not in may_change]
+    settings = [name for name in refused if _last(name) != CONTENT]
+    if settings:
+        lines = "\n".join(f"  {name}: {before.get(name, 'not set')!r} then, {now.get(name, 'not set')!r} now" for name in settings)
         raise ConfigError(f"{run.path}: this folder holds a run with another config; set these back, or choose another folder:\n{lines}")
+    cases = [case for name in refused if name in before for case in _changed_cases(before[name], now.get(name, []))]
+    if cases:
+        shown = ", ".join(cases[:6]) + (f" and {len(cases) - 6} more" if len(cases) > 6 else "")
+        raise ConfigError(
+            f"{run.path}: this folder holds a run on other content of its cases: the scans or labels of {shown} have changed since, or are "
+            "prepared otherwise; choose another folder or remove this one to train on them as they are now, or put them back as they were"
+        )
+
+
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _changed_cases(before: list[list[str]], now: list[list[str]]) -> list[str]:
+    return sorted({(new or old)[0] for old, new in itertools.zip_longest(before, now) if old != new})

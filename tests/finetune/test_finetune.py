@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,8 +13,9 @@ from finetune.classes import Classes
 from finetune.config import FinetuneConfig
 from finetune.floor import position_floor
 from finetune.monitor import watch
-from finetune.train import adapt, finetune
+from finetune.train import adapt, finetune, run_config
 from jaxseg.data.augment import Augment
+from jaxseg.data.mixture import Source
 from jaxseg.data.store import open_store
 from jaxseg.errors import CheckpointError, ConfigError
 from jaxseg.evaluate import evaluate_folders
@@ -115,6 +117,28 @@ def test_the_best_checkpoint_is_kept_when_asked_for(store, tmp_path):
 
 def settings_model(settings, store):
     return adapt(settings.model, open_store(store))
+
+
+@pytest.mark.slow
+def test_a_run_whose_contours_were_mended_is_refused_instead_of_found_finished(tmp_path):
+    scans = write_scans(tmp_path / "scans", count=3, shape=(12, 12, 12))
+    prepare_folder(scans, tmp_path / "store", processes=1)
+    short = config(tmp_path / "store", tmp_path / "run", loop=LoopConfig(steps=1, save_every=0))
+    finetune(short, names=("case_0", "case_1"), progress=QuietProgress())
+    shutil.copy2(scans / "case_0" / "seg.nii.gz", scans / "case_2" / "seg.nii.gz")
+    prepare_folder(scans, tmp_path / "store", processes=1)
+    finetune(short, names=("case_0", "case_1"), progress=QuietProgress())  # case_2 is none of its cases
+    shutil.copy2(scans / "case_0" / "seg.nii.gz", scans / "case_1" / "seg.nii.gz")
+    prepare_folder(scans, tmp_path / "store", processes=1)
+    with pytest.raises(ConfigError, match="scans or labels of case_1 have changed since"):
+        finetune(short, names=("case_0", "case_1"), progress=QuietProgress())
+
+
+def test_a_config_holds_the_content_of_every_case_that_is_drawn_from(store):
+    opened = open_store(store)
+    sources = (Source(opened, ("case_0",)), Source(opened, ("case_1", "case_0"), 0.5))
+    kept = run_config(config(store, "out"), sources, pool=("case_0", "case_3"))["content"]
+    assert kept == [[name, opened.entry(name).inputs[:16]] for name in ("case_0", "case_3", "case_1", "case_0")]
 
 
 def test_watching_a_training_case_is_refused(store, tmp_path):

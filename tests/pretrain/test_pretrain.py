@@ -1,6 +1,7 @@
 """A pretraining run on a tiny store: it resumes to the bit, and what it leaves is an encoder that fine-tuning takes."""
 
 import dataclasses
+import shutil
 import threading
 from typing import Any
 
@@ -72,6 +73,17 @@ def test_a_resumed_run_with_another_config_is_refused(store, tmp_path):
     changed = dataclasses.replace(config(store, tmp_path / "run", steps=1), batch=16)
     with pytest.raises(ConfigError, match="batch: 8 then, 16 now"):
         pretrain(changed, progress=QuietProgress())
+
+
+@pytest.mark.slow
+def test_a_run_whose_scans_were_replaced_is_refused_instead_of_found_finished(tmp_path):
+    scans = write_scans(tmp_path / "scans", count=2, labelled=False, shape=(12, 12, 12))
+    prepare_folder(scans, tmp_path / "store", processes=1)
+    pretrain(config(tmp_path / "store", tmp_path / "run", steps=1), progress=QuietProgress())
+    shutil.copy2(scans / "case_0" / "T2.nii.gz", scans / "case_1" / "T2.nii.gz")
+    prepare_folder(scans, tmp_path / "store", processes=1)
+    with pytest.raises(ConfigError, match="scans or labels of case_1 have changed since"):
+        pretrain(config(tmp_path / "store", tmp_path / "run", steps=1), progress=QuietProgress())
 
 
 def test_a_store_and_a_run_folder_are_needed():

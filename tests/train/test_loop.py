@@ -182,6 +182,32 @@ def test_a_changed_config_is_refused_with_the_difference(tmp_path):
         pass
 
 
+def test_a_run_is_not_gone_on_with_when_what_its_cases_hold_has_changed(train, tmp_path):
+    def config(last, **further):
+        return {"lr": 0.1, "content": [["case_0", "aa"], ["case_1", last]], **further}
+
+    train(tmp_path / "run", config=config("bb"), steps=1)
+    train(tmp_path / "run", config=config("bb"), steps=1)
+    with pytest.raises(
+        ConfigError, match=r"run: this folder holds a run on other content of its cases: .*labels of case_1 have changed"
+    ) as refused:
+        train(tmp_path / "run", config=config("cc"), steps=1)
+    assert "choose another folder or remove this one" in str(refused.value)
+    with pytest.raises(ConfigError, match=r"another config.*\n  lr: 0\.1 then, 0\.2 now$"):
+        train(tmp_path / "run", config=config("cc") | {"lr": 0.2}, steps=1)
+    # Several runs in one folder, as those side by side: each counts.
+    train(tmp_path / "runs", config={"runs": [config("bb"), config("bb")]}, steps=1)
+    with pytest.raises(ConfigError, match="labels of case_1 have changed"):
+        train(tmp_path / "runs", config={"runs": [config("bb"), config("cc")]}, steps=1)
+
+
+def test_a_run_from_before_its_content_was_kept_is_gone_on_with_and_held_to_it_from_then_on(train, tmp_path):
+    train(tmp_path, config={"lr": 0.1}, steps=1)
+    train(tmp_path, config={"lr": 0.1, "content": [["case_0", "aa"]]}, steps=1)
+    with pytest.raises(ConfigError, match="labels of case_0 have changed"):
+        train(tmp_path, config={"lr": 0.1, "content": [["case_0", "bb"]]}, steps=1)
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
     with RunFolder.open(tmp_path, {}):
         with pytest.raises(StorageError, match=f"process {os.getpid()}"):
