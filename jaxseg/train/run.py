@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxseg.errors import ConfigError
 from jaxseg.files import lock_folder, read_json, write_json
+from jaxseg.manifest import finished_steps
 from jaxseg.train.log import RunLog
 
 # Settings that change how often a run reports or saves, never its numbers.
@@ -42,7 +43,7 @@ class RunFolder:
     @classmethod
     @contextlib.contextmanager
     def open(cls, path: str | Path, config: Any, *, may_change: tuple[str, ...] = ()) -> Iterator["RunFolder"]:
-        """Hold the folder for this run, new or resumed.
+        """Hold the folder for this run, new or resumed. One in which nothing was trained yet may be taken with another config.
 
         Args:
             path: made if missing.
@@ -58,7 +59,7 @@ class RunFolder:
             yield run
             return
         with lock_folder(run.path):
-            if (run.path / "config.json").exists():
+            if (run.path / "config.json").exists() and has_trained(run.path):
                 _refuse_changes(run, resolved, (*MAY_CHANGE, *may_change))
             write_json(run.path / "config.json", resolved)
             run._note_provenance()
@@ -68,6 +69,11 @@ class RunFolder:
         path = self.path / "provenance.json"
         before = read_json(path)["sessions"] if path.exists() else []
         write_json(path, {"sessions": [*before, provenance()]})
+
+
+def has_trained(path: str | Path) -> bool:
+    """Whether a run folder holds anything that came of its config: a finished checkpoint, or the model of one."""
+    return bool(finished_steps(Path(path) / "checkpoints")) or (Path(path) / "model").exists()
 
 
 def provenance() -> dict[str, Any]:

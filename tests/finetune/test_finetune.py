@@ -119,6 +119,13 @@ def settings_model(settings, store):
     return adapt(settings.model, open_store(store))
 
 
+def test_a_mistyped_setting_can_be_set_right_in_the_same_folder(store, tmp_path):
+    with pytest.raises(ConfigError, match="0"):
+        finetune(config(store, tmp_path / "run", batch=0), names=("case_0",), progress=QuietProgress())
+    right = config(store, tmp_path / "run", loop=LoopConfig(steps=0))
+    assert finetune(right, names=("case_0",), progress=QuietProgress()) == tmp_path / "run" / "model"
+
+
 @pytest.mark.slow
 def test_a_run_whose_contours_were_mended_is_refused_instead_of_found_finished(tmp_path):
     scans = write_scans(tmp_path / "scans", count=3, shape=(12, 12, 12))

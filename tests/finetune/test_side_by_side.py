@@ -20,7 +20,7 @@ from jaxseg.data.augment import Augment
 from jaxseg.data.catalog import open_store
 from jaxseg.data.mixture import Source
 from jaxseg.errors import ConfigError, Preempted, TrainingError
-from jaxseg.files import read_json
+from jaxseg.files import read_json, write_json
 from jaxseg.models import UNETRConfig, ViTConfig
 from jaxseg.prepare import prepare_folder
 from jaxseg.train import LoopConfig, OptimConfig, QuietProgress, RunFolder, TrainState, make_optimizer, read_arrays, read_log
@@ -177,8 +177,8 @@ def test_only_where_a_run_starts_reads_and_ends_may_differ(data, tmp_path):
             [Run(settings(data, tmp_path / "a"), ("case_0",)), Run(settings(data, tmp_path / "b", batch=16), ("case_0",))], tmp_path / "c"
         )
     assert list(tmp_path.iterdir()) == []
-    with RunFolder.open(tmp_path / "b", {"seed": 7}):
-        pass
+    with RunFolder.open(tmp_path / "b", {"seed": 7}) as run:
+        write_json(run.checkpoints / "000000001" / "manifest.json", {})
     with pytest.raises(ConfigError, match=r"b: this folder holds a run with another config"):
         finetune_side_by_side([Run(settings(data, tmp_path / name), ("case_0",)) for name in "ab"], tmp_path / "c")
     assert not (tmp_path / "c").exists()

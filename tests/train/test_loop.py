@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from jaxseg.errors import ConfigError, Preempted, StorageError, TrainingError
+from jaxseg.files import write_json
 from jaxseg.train import (
     Layout,
     LoopConfig,
@@ -173,6 +175,7 @@ def test_a_changed_config_is_refused_with_the_difference(tmp_path):
     config = {"optim": {"lr": 0.1, "betas": (0.9, 0.95)}, "loop": {"log_every": 5}}
     with RunFolder.open(tmp_path, config) as run:
         assert run.config["optim"]["betas"] == [0.9, 0.95]
+        write_json(run.checkpoints / "000000001" / "manifest.json", {})
     with RunFolder.open(tmp_path, config | {"loop": {"log_every": 9}}):
         pass
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.1 then, 0\.2 now\n  model: 'not set' then, 'vit' now"):
@@ -180,6 +183,22 @@ def test_a_changed_config_is_refused_with_the_difference(tmp_path):
             pass
     with RunFolder.open(tmp_path, {"optim": {"lr": 0.2, "betas": (0.9, 0.95)}, "loop": {"log_every": 5}}, may_change=("optim.lr",)):
         pass
+
+
+def test_a_folder_in_which_nothing_was_trained_may_be_taken_with_another_config(train, tmp_path):
+    """As after a mistyped value, or a run that was stopped before its first checkpoint."""
+    for lr in (0.1, 0.2):
+        with RunFolder.open(tmp_path, {"lr": lr}) as run:
+            assert run.config == {"lr": lr}
+    (tmp_path / "checkpoints" / "000000006").mkdir(parents=True)  # a save that was never finished
+    train(tmp_path, config={"lr": 0.3}, steps=1)
+    with pytest.raises(ConfigError, match="lr: 0.3 then, 0.4 now"):
+        train(tmp_path, config={"lr": 0.4}, steps=1)
+    for path in (tmp_path / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ConfigError, match="lr: 0.3 then, 0.4 now"):
+        train(tmp_path, config={"lr": 0.4}, steps=1)
 
 
 def test_a_run_is_not_gone_on_with_when_what_its_cases_hold_has_changed(train, tmp_path):
