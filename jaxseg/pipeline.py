@@ -30,6 +30,7 @@ from jaxseg.infer.folder import segment_cases
 from jaxseg.job_report import draw_report
 from jaxseg.plan import Plan, make_plan
 from jaxseg.progress import bar
+from jaxseg.train.run import has_trained
 from jaxseg.zoo import load_model
 
 ARMS = ("pretrained", "scratch")
@@ -131,7 +132,10 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
 
 
 def _remember(job: MainJob) -> None:
-    """Refuse to mix two jobs in one folder: what a stage left there would be kept although it belongs to other settings."""
+    """Refuse to mix two jobs in one folder: what a stage left there would be kept although it belongs to other settings.
+
+    Until something was trained the settings may be set right: index and store know by themselves what changed, and the plan is made again.
+    """
     path, wanted = (
         job.out / "job.json",
         {name: _plain(value) for name, value in dataclasses.asdict(job).items() if name not in _NOT_REMEMBERED},
@@ -143,10 +147,18 @@ def _remember(job: MainJob) -> None:
     # A setting that did not exist when the job began meant what is now its default.
     before = {field.name: _plain(field.default) for field in dataclasses.fields(job) if field.name not in _NOT_REMEMBERED} | before
     changed = [f"{name}: {before[name]} then, {value} now" for name, value in wanted.items() if before[name] != value]
-    if changed:
+    if changed and not _has_trained(job.out):
+        (job.out / "plan.json").unlink(missing_ok=True)
+        write_json(path, wanted)
+    elif changed:
         raise ConfigError(
             f"{job.out}: this folder holds a job with other settings ({'; '.join(changed)}); choose another --out, or set them back"
         )
+
+
+def _has_trained(out: Path) -> bool:
+    runs = [out / "pretrain", *(out / "finetune" / arm for arm in ARMS)]
+    return (out / "models").exists() or any(map(has_trained, runs))
 
 
 def _plain(value: Any) -> Any:

@@ -11,9 +11,11 @@ import jaxseg
 from jaxseg.cli import _trainers
 from jaxseg.data.cases import find_cases
 from jaxseg.data.preprocess import Recipe
+from jaxseg.data.store import open_store
 from jaxseg.errors import ConfigError, InputError
+from jaxseg.files import write_json
 from jaxseg.job_report import draw_report
-from jaxseg.pipeline import MainJob, _same_channels, run_main_job
+from jaxseg.pipeline import MainJob, Trainers, _same_channels, run_main_job
 from jaxseg.plan import make_plan
 from pretrain.implants import Lesions
 from tests.tiny_store import write_scans
@@ -116,6 +118,59 @@ def test_the_same_command_again_keeps_everything_and_a_changed_one_is_refused(jo
     assert not changed
     with pytest.raises(ConfigError, match=r"seed: 0 then, 7 now"):
         run_main_job(dataclasses.replace(job, seed=7), _trainers())
+
+
+def test_settings_may_be_set_right_until_something_was_trained(tmp_path):
+    """A mistyped number of labels is found out after preparing; the folder is not lost to it, and the plan is that of the settings of now."""
+
+    class Reached(Exception):
+        pass
+
+    def pretrain(plan, store, out):
+        reached.append(plan)
+        raise Reached
+
+    reached = []
+    trainers = Trainers(pretrain=pretrain, finetune=pretrain)
+    job = MainJob(
+        unlabelled=write_scans(tmp_path / "unlabelled", count=2, labelled=False, seed=1),
+        labelled=write_scans(tmp_path / "labelled", count=3),
+        out=tmp_path / "out",
+        labels=9,
+        minutes=0.01,
+    )
+    with pytest.raises(ConfigError, match="--labels 9: 3 labelled cases"):
+        run_main_job(job, trainers)
+    for right in (dataclasses.replace(job, labels=2), dataclasses.replace(job, labels=2, seed=5, spacing=(3.0, 3.0, 3.0))):
+        with pytest.raises(Reached):
+            run_main_job(right, trainers)
+        assert json.loads((job.out / "job.json").read_text())["seed"] == reached[-1].seed == right.seed
+    assert reached[-1].recipe.spacing == open_store(job.out / "store" / "unlabelled").recipe.spacing == (3.0, 3.0, 3.0)
+    write_json(job.out / "pretrain" / "checkpoints" / "000000005" / "manifest.json", {})
+    with pytest.raises(ConfigError, match="labels: 2 then, 1 now"):
+        run_main_job(dataclasses.replace(right, labels=1), trainers)
+    with pytest.raises(Reached):
+        run_main_job(right, trainers)
+
+
+@pytest.mark.slow
+def test_a_label_that_was_mended_is_not_answered_with_the_old_weights(job, summary, tmp_path):
+    """Nothing may be taken for the answer to the same command; once the two runs are removed it is done anew."""
+    labelled, out = shutil.copytree(job.labelled, tmp_path / "labelled"), shutil.copytree(job.out, tmp_path / "out")
+    own = dataclasses.replace(job, labelled=labelled, out=out)
+    (out / "job.json").write_text((out / "job.json").read_text().replace(str(job.labelled.resolve()), str(labelled.resolve())))
+    # Runs know their folders by path.
+    for run in ("pretrain", "finetune/pretrained", "finetune/scratch"):
+        config = out / run / "config.json"
+        config.write_text(config.read_text().replace(str(job.out), str(out)))
+    run_main_job(own, _trainers())
+    weights = (out / "models" / "scratch" / "weights.safetensors").read_bytes()
+    shutil.copy2(labelled / "case_0" / "seg.nii.gz", labelled / "case_1" / "seg.nii.gz")
+    with pytest.raises(ConfigError, match=r"finetune/pretrained: .*scans or labels of case_1 have changed since.*remove this one"):
+        run_main_job(own, _trainers())
+    shutil.rmtree(out / "finetune")
+    run_main_job(own, _trainers())
+    assert (out / "models" / "scratch" / "weights.safetensors").read_bytes() != weights
 
 
 @pytest.mark.slow
