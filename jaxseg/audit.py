@@ -23,7 +23,7 @@ def audit(pretrain: str | Path, test: str | Path) -> Overlaps:
     return find_overlaps(_scans(Path(pretrain)), _scans(Path(test)))
 
 
-def refuse_overlap(seen: Sequence[Scan], tests: Sequence[Scan], what: str, *, by: str = "pretraining") -> None:
+def refuse_overlap(seen: Sequence[Scan], tests: Sequence[Scan], what: str, *, by: str = "pretraining", patients: bool = False) -> None:
     """ConfigError if a training has seen one of the scans to be tested on, or a near copy of one.
 
     Args:
@@ -31,14 +31,21 @@ def refuse_overlap(seen: Sequence[Scan], tests: Sequence[Scan], what: str, *, by
         tests: what is to be tested on: `scans_of_store(store, names)` or `scans_of_cases(cases)`.
         what: how the message calls them, such as "test cases".
         by: how it calls what has seen them.
+        patients: refuse other scans of the same patient, too.
     """
-    shared = find_overlaps(seen, tests).contents
-    if shared:
-        names = sorted({overlap.second for overlap in shared})
-        shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+    overlaps = find_overlaps(seen, tests)
+    names = sorted({overlap.second for overlap in overlaps.contents})
+    if names:
         raise ConfigError(
-            f"{by} has seen {len(names)} of the {len(tests)} {what} ({shown}), so that scores on them would flatter: leave them out "
+            f"{by} has seen {len(names)} of the {len(tests)} {what} ({_shown(names)}), so that scores on them would flatter: leave them out "
             "there (`jaxseg audit` lists them), or say with allow_overlap (--allow-overlap) that this is meant"
+        )
+    names = sorted({overlap.second for overlap in overlaps.found}) if patients else []
+    if names:
+        raise ConfigError(
+            f"{by} has seen other scans of the patients of {len(names)} of the {len(tests)} {what} ({_shown(names)}), so that scores on them "
+            "would flatter: leave these patients out there, rename the cases if they are other people who are called alike, or say with "
+            "allow_overlap (--allow-overlap) that this is meant"
         )
 
 
@@ -46,6 +53,10 @@ def card_of(model: str | Path) -> dict[str, Any]:
     """The card of a model folder, or of the one in a run folder."""
     folder = Path(model)
     return read_card(folder / "model" if (folder / "model" / CARD).is_file() else folder)
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
 
 
 def _scans(folder: Path) -> list[Scan]:

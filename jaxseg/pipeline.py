@@ -88,7 +88,7 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
     Without `job.test` the labelled cases that were not trained on are the test cases.
 
     Raises:
-        InputError, ConfigError, StorageError, Preempted: see `jaxseg.errors`; a ConfigError also where test scans lie among the unlabelled.
+        InputError, ConfigError, StorageError, Preempted: see `jaxseg.errors`; a ConfigError also where test scans are among those trained on.
     """
     for folder in (job.unlabelled, job.labelled, *([job.test] if job.test else [])):
         if not folder.is_dir():
@@ -106,7 +106,7 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
         training = _training_names(job, stores["labelled"], inputs)
         held_out = _held_out(inputs, stores["labelled"], training)
         if not job.allow_overlap:
-            refuse_overlap(scans_of_store(stores["unlabelled"]), scans_of_cases(held_out), "test cases")
+            _refuse_seen(stores, training, held_out)
         models = _train(job.out, plan, trainers, training, clock)
         left_out = inputs.left_out + [
             {"path": item["name"], "reason": item["reason"]} for store in stores.values() for item in store.left_out
@@ -270,6 +270,13 @@ def _held_out(inputs: Inputs, store: Store, training: tuple[str, ...]) -> tuple[
     if inputs.test is not None:
         return inputs.test.cases
     return tuple(case for case in inputs.labelled.labelled if case.id not in training and case.id in store.names)
+
+
+def _refuse_seen(stores: dict[str, Store], training: tuple[str, ...], held_out: Sequence[Case]) -> None:
+    """ConfigError where test scans are among those that either training learns from, or are of a patient whose label is."""
+    tests = scans_of_cases(held_out)
+    refuse_overlap(scans_of_store(stores["unlabelled"]), tests, "test cases")
+    refuse_overlap(scans_of_store(stores["labelled"], training), tests, "test cases", by="fine-tuning", patients=True)
 
 
 def _train(out: Path, plan: Plan, trainers: Trainers, training: tuple[str, ...], clock: StageClock) -> dict[str, Path]:

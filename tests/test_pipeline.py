@@ -30,7 +30,7 @@ def job(tmp_path_factory):
     return MainJob(
         unlabelled=unlabelled,
         labelled=write_scans(folder / "labelled", count=3),
-        test=write_scans(folder / "test", count=2, seed=2),
+        test=write_scans(folder / "test", count=2, seed=2, first=3),
         out=folder / "out",
         minutes=0.01,
     )
@@ -53,7 +53,7 @@ def test_the_summary_says_what_was_promised(job, summary):
     assert 0 < summary["peak_memory_gib"] < 8
     for arm in ("pretrained", "scratch"):
         assert summary[arm]["low"] <= summary[arm]["dice"] <= summary[arm]["high"]
-        assert set(summary[arm]["per_case"]) == {"case_0", "case_1"}
+        assert set(summary[arm]["per_case"]) == {"case_3", "case_4"}
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_both_models_segment_a_scan_and_their_cards_say_what_they_are(job, summa
         model = jaxseg.load_model(job.out / "models" / arm)
         assert model.card["training"]["init"] == init
         assert model.card["channels"] == ["T1", "T2"]
-        scan = jaxseg.load_volume({name: job.test / "case_0" / f"{name}.nii.gz" for name in ("T1", "T2")})
+        scan = jaxseg.load_volume({name: job.test / "case_3" / f"{name}.nii.gz" for name in ("T1", "T2")})
         labels = jaxseg.segment(model, scan)
         assert labels.shape == scan.shape
         assert set(np.unique(labels.array)) <= {0, 1}
@@ -74,6 +74,40 @@ def test_the_report_is_one_page_without_anything_fetched(job, summary):
     assert page.count("data:image/png;base64,") == 7
     assert "http" not in page.replace("data:image/png", "")
     assert "truncated" in page
+
+
+class Began(Exception):
+    """Training began: everything before it went through."""
+
+
+def _begin(*_):
+    raise Began
+
+
+BEGIN = Trainers(pretrain=_begin, finetune=_begin)
+
+
+def small(folder, **changes):
+    """A job on other scans than `job`'s, for what is refused or listed before training."""
+    folders = {
+        "unlabelled": write_scans(folder / "unlabelled", count=2, labelled=False, seed=1),
+        "labelled": write_scans(folder / "labelled", count=2),
+        "test": write_scans(folder / "test", count=2, seed=2, first=3),
+    }
+    return MainJob(**{**folders, "out": folder / "out", "minutes": 0.01, **changes})
+
+
+@pytest.mark.slow
+def test_test_scans_are_none_of_those_that_labels_are_learnt_from(tmp_path):
+    job = small(tmp_path)
+    same = dataclasses.replace(job, test=job.labelled, out=tmp_path / "same")
+    with pytest.raises(ConfigError, match=r"fine-tuning has seen 2 of the 2 test cases \(case_0, case_1\)"):
+        run_main_job(same, BEGIN)
+    with pytest.raises(Began):
+        run_main_job(dataclasses.replace(same, allow_overlap=True), BEGIN)
+    (job.test / "case_3").rename(job.test / "case_1")
+    with pytest.raises(ConfigError, match=r"other scans of the patients of 1 of the 2 test cases \(case_1\)"):
+        run_main_job(dataclasses.replace(job, out=tmp_path / "patient"), BEGIN)
 
 
 @pytest.mark.slow

@@ -20,10 +20,10 @@ from tests.tiny_store import write_scans
 SENTINEL = b"SENTINEL"
 
 
-def plant(folder: Path, count: int, *, labelled: bool, seed: int) -> Path:
+def plant(folder: Path, count: int, *, labelled: bool, seed: int, first: int = 0) -> Path:
     """Cases whose folders, files, header fields and extensions name a patient each."""
-    write_scans(folder, count, labelled=labelled, seed=seed)
-    for number in range(count):
+    write_scans(folder, count, labelled=labelled, seed=seed, first=first)
+    for number in range(first, first + count):
         person = f"SENTINEL{'ABCDEFGH'[number]}^JANE_1962030{number + 1}"
         case = (folder / f"case_{number}").rename(folder / person)
         for path in list(case.glob("*.nii.gz")):
@@ -116,7 +116,7 @@ def test_the_main_job_names_nobody(tmp_path, capfd):
     unlabelled = plant(tmp_path / "SENTINEL_u", 3, labelled=False, seed=1)
     broken = next(unlabelled.glob("SENTINELB*/*T2.nii.gz"))
     broken.write_bytes(broken.read_bytes()[:200])
-    labelled, test = (plant(tmp_path / f"SENTINEL_{name}", 2, labelled=True, seed=seed) for name, seed in (("l", 2), ("t", 3)))
+    labelled, test = (plant(tmp_path / f"SENTINEL_{name}", 2, labelled=True, seed=seed, first=seed) for name, seed in (("l", 2), ("t", 4)))
     folders = ["--unlabelled", str(unlabelled), "--labelled", str(labelled), "--test", str(test)]
     assert main(["run", *folders, "--out", str(tmp_path / "out"), "--minutes", "0.01"]) == 3
     printed = capfd.readouterr()

@@ -8,9 +8,11 @@ from jaxseg.data.io import save_volume
 from jaxseg.data.volume import Volume
 
 
-def write_scans(folder: Path, count: int = 4, *, labelled: bool = True, seed: int = 0, shape=(20, 18, 16), channels=("T1", "T2")) -> Path:
-    """Bright balls (the label) in a noisy box on black air: a folder a case, `case_0/T1.nii.gz`, …, `case_0/seg.nii.gz`."""
-    for number in range(count):
+def write_scans(
+    folder: Path, count: int = 4, *, labelled: bool = True, seed: int = 0, shape=(20, 18, 16), channels=("T1", "T2"), first: int = 0
+) -> Path:
+    """Bright balls (the label) in a noisy box on black air: a folder a case, `case_0/T1.nii.gz`, …, `case_0/seg.nii.gz`, from case `first` on."""
+    for number in range(first, first + count):
         rng = np.random.default_rng([seed, number])
         places = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
         body = np.all((places >= 2) & (places < np.array(shape) - 2), -1)

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxseg.data.archive.patients import owner_of, patient_key
 from jaxseg.data.archive.table import Index, metadata
+from jaxseg.data.bids import patient_of_bids
 from jaxseg.data.cases import Case
 from jaxseg.data.catalog import Store
 from jaxseg.data.fingerprint import BYTES, unpack
@@ -102,10 +103,7 @@ def scans_of_index(index: Index) -> list[Scan]:
 def scans_of_store(store: Store, names: Sequence[str] | None = None) -> list[Scan]:
     """The cases of a store (all, or those named)."""
     entries = [store.entry(name) for name in (store.names if names is None else names)]
-    return [
-        _from_content(entry.name, {entry.patient, patient_key(entry.patient)}, entry.info.get("content", {}), [entry.inputs])
-        for entry in entries
-    ]
+    return [_from_content(entry.name, _known_by(entry.patient), entry.info.get("content", {}), [entry.inputs]) for entry in entries]
 
 
 def scans_of_cases(cases: Iterable[Case]) -> list[Scan]:
@@ -116,7 +114,7 @@ def scans_of_cases(cases: Iterable[Case]) -> list[Scan]:
             content = content_of(case)
         except InputError:
             content = {}
-        scans.append(_from_content(case.id, {case.id, patient_key(case.id)}, content, []))
+        scans.append(_from_content(case.id, _known_by(case.id), content, []))
     return scans
 
 
@@ -171,6 +169,11 @@ def _alike(first: Sequence[Scan], second: Sequence[Scan], likeness: float, exten
                 pair = looks[start + one][0], other_looks[other][0]
                 found[pair] = max(found.get(pair, 0.0), min(1.0, float(products[one, other])))
     return found
+
+
+def _known_by(patient: str) -> set[str]:
+    """The names and keys of a patient; a case id of BIDS is one of several of its subject."""
+    return {known for name in (patient, patient_of_bids(patient)) for known in (name, patient_key(name))}
 
 
 def _from_content(name: str, patients: set[str], content: dict[str, Any], hashes: list[str]) -> Scan:
