@@ -20,8 +20,9 @@ from jaxseg.config import as_json
 from jaxseg.data.archive import index_archive, read_index
 from jaxseg.data.cases import Case, CaseSet, find_cases
 from jaxseg.data.duplicates import scans_of_cases, scans_of_store
-from jaxseg.data.preprocess import guess_recipe
+from jaxseg.data.preprocess import check_label, guess_recipe
 from jaxseg.data.pseudonyms import may_name_people, pseudonymous
+from jaxseg.data.staging import without_paths
 from jaxseg.data.store import Store, build_store
 from jaxseg.errors import ConfigError, InputError
 from jaxseg.evaluate import evaluate_cases, structures_of
@@ -107,6 +108,7 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
         held_out = _held_out(inputs, stores["labelled"], training)
         if not job.allow_overlap:
             _refuse_seen(stores, training, held_out)
+        held_out, not_scored = _with_usable_labels(held_out, plan)
         models = _train(job.out, plan, trainers, training, clock)
         left_out = inputs.left_out + [
             {"path": item["name"], "reason": item["reason"]} for store in stores.values() for item in store.left_out
@@ -117,7 +119,7 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
                 missed = _segment(models[arm], held_out, job.out / "predictions" / arm, arm)
             with clock.stage(f"evaluate {arm}"):
                 scores[arm] = _evaluate(job.out, arm, held_out, plan)
-        left_out += [{"path": case, "reason": reason} for case, reason in missed]
+        left_out += not_scored + [{"path": case, "reason": reason} for case, reason in missed]
         summary = {
             "seconds": clock.seconds,
             "peak_memory_gib": clock.record["peak_memory_gib"],
@@ -277,6 +279,28 @@ def _refuse_seen(stores: dict[str, Store], training: tuple[str, ...], held_out: 
     tests = scans_of_cases(held_out)
     refuse_overlap(scans_of_store(stores["unlabelled"]), tests, "test cases")
     refuse_overlap(scans_of_store(stores["labelled"], training), tests, "test cases", by="fine-tuning", patients=True)
+
+
+def _with_usable_labels(cases: Sequence[Case], plan: Plan) -> tuple[tuple[Case, ...], list[dict[str, str]]]:
+    """The test cases without the labels that nothing could be compared with, and those with their reasons: known before hours of training.
+
+    Raises:
+        InputError: there are labels, and none of them can be used.
+    """
+    kept, refused = [], []
+    for case in cases:
+        try:
+            check_label(case, plan.recipe)
+        except InputError as error:
+            called = "label" + "".join(case.label.suffixes[-2:] if case.label else ())
+            refused.append({"path": f"{case.id}/{called}", "reason": f"not scored: {without_paths(str(error), case)}"})
+            case = dataclasses.replace(case, label=None)
+        kept.append(case)
+    if refused and all(case.label is None for case in kept):
+        raise InputError(f"none of the {len(refused)} labels of the test cases can be used; {refused[0]['path']}: {refused[0]['reason']}")
+    for item in refused:
+        print(f"{item['path']}: {item['reason']}", file=sys.stderr)
+    return tuple(kept), refused
 
 
 def _train(out: Path, plan: Plan, trainers: Trainers, training: tuple[str, ...], clock: StageClock) -> dict[str, Path]:

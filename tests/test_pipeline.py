@@ -10,8 +10,10 @@ import pytest
 import jaxseg
 from jaxseg.cli import _trainers
 from jaxseg.data.cases import find_cases
+from jaxseg.data.io import save_volume
 from jaxseg.data.preprocess import Recipe
 from jaxseg.data.store import open_store
+from jaxseg.data.volume import Volume
 from jaxseg.errors import ConfigError, InputError
 from jaxseg.files import write_json
 from jaxseg.job_report import draw_report
@@ -74,6 +76,35 @@ def test_the_report_is_one_page_without_anything_fetched(job, summary):
     assert page.count("data:image/png;base64,") == 7
     assert "http" not in page.replace("data:image/png", "")
     assert "truncated" in page
+
+
+@pytest.mark.slow
+def test_test_labels_are_looked_at_before_training(tmp_path, capsys):
+    """One on another grid, one with values that training never had: listed and not scored; with no other label the job ends at once."""
+    job = small(tmp_path)
+    odd, shifted = (job.test / f"case_{number}" / "seg.nii.gz" for number in (3, 4))
+    label = jaxseg.load_volume(odd)
+    save_volume(dataclasses.replace(label, array=label.array.astype(np.uint8) * 7), odd)
+    affine = label.affine.copy()
+    affine[0, 3] += 6
+    save_volume(Volume(label.array.astype(np.uint8), affine, ("label",)), shifted)
+    with pytest.raises(
+        InputError, match=r"none of the 2 labels .* case_3/label\.nii\.gz: .* does not name: 7 \(\d+ voxels\); expected 0 and"
+    ):
+        run_main_job(job, BEGIN)
+    write_scans(job.test, count=1, seed=3, first=5)
+    (job.test / "case_6").mkdir()
+    shutil.copy(job.test / "case_5" / "T1.nii.gz", job.test / "case_6" / "T1.nii.gz")
+    (job.test / "case_6" / "seg.nii.gz").write_bytes(b"<html>")
+    capsys.readouterr()
+    summary = run_main_job(dataclasses.replace(job, allow_overlap=True), _trainers())
+    assert set(summary["scratch"]["per_case"]) == {"case_5"}
+    listed = {item["path"]: item["reason"] for item in summary["index"]["left_out"]}
+    assert list(listed) == [f"case_{number}/label.nii.gz" for number in (3, 4, 6)]
+    assert all(reason.startswith("not scored: ") for reason in listed.values())
+    assert "values" in listed["case_3/label.nii.gz"] and "corners 3.0 voxels away" in listed["case_4/label.nii.gz"]
+    assert "case_4/label.nii.gz: not scored" in capsys.readouterr().err
+    assert len(list((job.out / "predictions" / "scratch").glob("*.nii.gz"))) == 4
 
 
 class Began(Exception):

@@ -5,6 +5,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,19 @@ from jaxtyping import Bool, Float, UInt8
 from jaxseg.data.anonymised import anonymised_voxels
 from jaxseg.data.cases import Case
 from jaxseg.data.intensity import body_mask, check_rule, own_foreground, scan_landmarks
-from jaxseg.data.io import load_label
+from jaxseg.data.io import load_label, read_grid
 from jaxseg.data.io.decoded import slices_of
 from jaxseg.data.itk import correct_bias
 from jaxseg.data.nyul import standard_scale
 from jaxseg.data.recipe import IGNORE, Recipe
 from jaxseg.data.recipe_guess import guess_recipe
 from jaxseg.data.skull import brain_mask
-from jaxseg.data.stacking import load_case, stack_case, stack_loaded
+from jaxseg.data.stacking import channels_of, load_case, stack_case, stack_loaded
 from jaxseg.data.volume import Grid, Volume, to_ras
 from jaxseg.data.working_grid import body_on, place, resampled
 from jaxseg.errors import GeometryError, InputError, ShapeError
 
-__all__ = ["Prepared", "Recipe", "apply_recipe", "guess_recipe", "learn_scales", "load_case", "prepare_case"]
+__all__ = ["Prepared", "Recipe", "apply_recipe", "check_label", "guess_recipe", "learn_scales", "load_case", "prepare_case"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ def prepare_case(case: Case, recipe: Recipe) -> Prepared:
     """
     volumes = load_case(case, recipe.channels)
     label = load_label(case.label) if case.label is not None and recipe.labels else None
-    reference = 0 if label is None else _reference(case, volumes, label)
+    reference = 0 if label is None else _reference(case, [(volume.channels, volume.grid) for volume in volumes], label.grid)
     mapped = None if label is None else _map_values(case, label, recipe)
     del label
     try:
@@ -77,6 +78,32 @@ def prepare_case(case: Case, recipe: Recipe) -> Prepared:
     if anonymised is not None:
         info["anonymised_ml"] = round(float(np.count_nonzero(anonymised) * grid.voxel_volume_ml), 2)
     return Prepared(image, found, mask, grid, present, info, anonymised)
+
+
+def check_label(case: Case, recipe: Recipe) -> None:
+    """Refuse the label of a case that is tested on and never prepared, for what preparing it would be refused for.
+
+    Channels that cannot be read are not judged here: segmenting the case says what is wrong with them.
+
+    Raises:
+        InputError: the label cannot be read, or has values that the recipe does not name (with counts).
+        GeometryError: it lies on no channel's grid.
+    """
+    if case.label is None:
+        return
+    label = load_label(case.label)
+    _places_of_values(case, *_counted(label.array), recipe)
+    try:
+        names = channels_of(case, recipe.channels)
+        grids = [((name,), _grid_in_ras(case.images[name])) for name in names]
+    except InputError:
+        return
+    _reference(case, grids, label.grid)
+
+
+def _grid_in_ras(path: Path) -> Grid:
+    grid = read_grid(path)
+    return to_ras(Volume(np.broadcast_to(np.uint8(0), (*grid.shape, 1)), grid.affine, ("voxels",))).grid
 
 
 def _anonymised(case: Case, volumes: list[Volume], recipe: Recipe, grid: Grid, reference: int) -> Bool[np.ndarray, "x y z"] | None:
@@ -190,18 +217,18 @@ def _match(volume: Volume, wanted: tuple[str, ...]) -> list[int]:
     return [place[name.lower()] for name in volume.channels]
 
 
-def _reference(case: Case, volumes: list[Volume], label: Volume) -> int:
-    """The volume whose grid the label was drawn on."""
-    offsets = [volume.grid.offset_from(label.grid) for volume in volumes]
+def _reference(case: Case, channels: Sequence[tuple[Sequence[str], Grid]], label: Grid) -> int:
+    """Which of a case's files (its channels and its grid) the label was drawn on."""
+    offsets = [grid.offset_from(label) for _, grid in channels]
     nearest = int(np.argmin(offsets))
     if offsets[nearest] <= 0.1:
         return nearest
     grids = "; ".join(
-        f"{', '.join(volume.channels)} on {volume.grid.describe()}" + (f", corners {offset:.1f} voxels away" if np.isfinite(offset) else "")
-        for volume, offset in zip(volumes, offsets, strict=True)
+        f"{', '.join(names)} on {grid.describe()}" + (f", corners {offset:.1f} voxels away" if np.isfinite(offset) else "")
+        for (names, grid), offset in zip(channels, offsets, strict=True)
     )
     raise GeometryError(
-        f"case {case.id}: the label {case.label.name if case.label else ''} lies on {label.grid.describe()}, but {grids}. "
+        f"case {case.id}: the label {case.label.name if case.label else ''} lies on {label.describe()}, but {grids}. "
         "Resample the label onto the scan it was drawn on (nearest neighbour), or mend the header that is wrong"
     )
 
@@ -209,6 +236,15 @@ def _reference(case: Case, volumes: list[Volume], label: Volume) -> int:
 def _map_values(case: Case, label: Volume, recipe: Recipe) -> Volume:
     """The label with `i + 1` for `recipe.values[i]` and 255 for "ignore", uint8; InputError for any other value."""
     values, counts = _counted(label.array)
+    places = _places_of_values(case, values, counts, recipe)
+    mapped = np.zeros_like(label.array, np.uint8)
+    for value in values:
+        mapped[label.array == value] = places[int(value)]
+    return replace(label, array=mapped)
+
+
+def _places_of_values(case: Case, values: np.ndarray, counts: np.ndarray, recipe: Recipe) -> dict[int, int]:
+    """Label value on disk → value in prepared labels; InputError where a label has values that the recipe does not name."""
     places = {0: 0, **{value: i + 1 for i, value in enumerate(recipe.values)}}
     ignored = recipe.labels.get("ignore")
     places |= {} if ignored is None else dict.fromkeys([ignored] if isinstance(ignored, int) else ignored, IGNORE)
@@ -219,10 +255,7 @@ def _map_values(case: Case, label: Volume, recipe: Recipe) -> Volume:
             f"case {case.id}: its label {case.label.name if case.label else ''} has values that the recipe does not name: {listed}; "
             f"expected 0 and {', '.join(f'{name} = {value}' for name, value in recipe.labels.items())}"
         )
-    mapped = np.zeros_like(label.array, np.uint8)
-    for value in values:
-        mapped[label.array == value] = places[int(value)]
-    return replace(label, array=mapped)
+    return places
 
 
 def _counted(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

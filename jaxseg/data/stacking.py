@@ -22,12 +22,7 @@ def load_case(case: Case, channels: Sequence[str]) -> list[Volume]:
     Raises:
         InputError: the case has none of them, or a file cannot be read.
     """
-    spelled = {name.lower(): name for name in case.images}
-    wanted = [spelled[name.lower()] for name in channels if name.lower() in spelled]
-    if len(channels) == len(case.images) == 1:
-        wanted = list(case.images)
-    if not wanted:
-        raise InputError(f"case {case.id}: has {', '.join(case.images)}, none of the recipe's channels {', '.join(channels)}")
+    wanted = channels_of(case, channels)
     if not case.packed:
         return [load_volume(case.images[name], channels=[name]) for name in wanted]
     volume = load_volume(case.images[wanted[0]], channels=case.packed)
@@ -35,6 +30,21 @@ def load_case(case: Case, channels: Sequence[str]) -> list[Volume]:
         return [volume]
     kept = [case.packed.index(name) for name in wanted]
     return [replace(volume, array=volume.array[..., kept], channels=tuple(wanted))]
+
+
+def channels_of(case: Case, channels: Sequence[str]) -> list[str]:
+    """What the case calls those of `channels` that it has (in any case of letters), in their order; a lone channel needs no name.
+
+    Raises:
+        InputError: the case has none of them.
+    """
+    spelled = {name.lower(): name for name in case.images}
+    wanted = [spelled[name.lower()] for name in channels if name.lower() in spelled]
+    if len(channels) == len(case.images) == 1:
+        wanted = list(case.images)
+    if not wanted:
+        raise InputError(f"case {case.id}: has {', '.join(case.images)}, none of the recipe's channels {', '.join(channels)}")
+    return wanted
 
 
 def stack_case(case: Case, recipe: Recipe) -> Volume:
