@@ -247,7 +247,9 @@ def _call_evaluate(known, _rest) -> int:
 
     summary = evaluate_folders(known.predictions, known.truths, known.out, tolerance_mm=known.tolerance, allow_missing=known.allow_missing)
     print(f"Dice {summary['dice']:.3f} (95 % interval {summary['low']:.3f} to {summary['high']:.3f}) over {len(summary['per_case'])} cases")
-    return 0
+    for item in summary["left_out"]:
+        print(f"left out: {item['case']}: {item['reason']}", file=sys.stderr)
+    return PARTIAL if summary["left_out"] else 0
 
 
 def _call_report(known, _rest) -> int:

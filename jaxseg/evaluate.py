@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from jaxseg import __version__
+from jaxseg.data.cases import Case
 from jaxseg.data.io import load_label
 from jaxseg.data.recipe import Recipe
+from jaxseg.data.staging import without_paths
 from jaxseg.data.volume import Volume
 from jaxseg.errors import GeometryError, InputError
 from jaxseg.files import write_json, write_text
@@ -70,11 +72,10 @@ def evaluate_folders(
         truth: folder of label files (`ID.nii.gz`, `ID_seg.nii.gz`, `labelsTr/ID.nii.gz`, `ID/seg.nii.gz`), images beside them or not.
         labels, regions: what is scored, see `evaluate_cases`.
         allow_missing: a truth without a prediction counts as Dice 0 in every label and is listed, instead of being an error. Predictions
-        without a
-            truth are listed either way.
+            without a truth are listed either way.
 
-    Returns what `summary.json` holds. Raises InputError for folders without a pair, missing predictions and broken files, GeometryError
-    where prediction and truth lie on different grids.
+    Returns what `summary.json` holds; `left_out` lists the cases of which a file is broken, or whose two files lie on different grids.
+    Raises InputError for folders without a pair, missing predictions, and where no case can be scored.
     """
     pairing = pair_folders(Path(pred), Path(truth))
     missing = [case for case, (prediction, _) in pairing.pairs.items() if prediction is None]
@@ -117,16 +118,27 @@ def evaluate_cases(
         without_truth: case ids to list in the summary as predictions without a truth.
         seed: of the bootstrap over cases.
         progress: called with (cases done, cases in all).
+
+    One unusable case never stops the others: it is in no score, and stands in `left_out` of the summary with its reason.
     """
     if not pairs:
         raise InputError("there is no case to evaluate: no truth was found")
     structures = _structures(pairs, labels, regions)
     rows: list[Row] = []
+    unusable: dict[str, InputError] = {}
     for done, (case, (prediction, truth)) in enumerate(pairs.items(), 1):
-        rows += score_case(case, *_read_pair(case, prediction, truth), structures, tolerance_mm, ignore)
+        try:
+            rows += score_case(case, *_read_pair(case, prediction, truth), structures, tolerance_mm, ignore)
+        except InputError as error:
+            unusable[case] = error
         if progress is not None:
             progress(done, len(pairs))
-    summary = summarise(rows, tolerance_mm=tolerance_mm, seed=seed) | {"without_truth": sorted(without_truth), "version": __version__}
+    _refuse_all(unusable, pairs)
+    summary = summarise(rows, tolerance_mm=tolerance_mm, seed=seed) | {
+        "left_out": [{"case": case, "reason": _without_paths(error, case, *pairs[case])} for case, error in unusable.items()],
+        "without_truth": sorted(without_truth),
+        "version": __version__,
+    }
     write_text(Path(out) / "cases.csv", as_csv(rows))
     write_json(Path(out) / "summary.json", summary)
     return summary
@@ -243,6 +255,18 @@ def _read_pair(case: str, prediction: Path | None, truth: Path) -> tuple[Volume 
     return guess, reference
 
 
+def _refuse_all(unusable: Mapping[str, InputError], pairs: Pairs) -> None:
+    """An error where no case is left."""
+    if len(unusable) == len(pairs):
+        case, error = next(iter(unusable.items()))
+        raise type(error)(f"none of the {len(pairs)} cases can be scored; {case}: {error}")
+
+
+def _without_paths(error: InputError, case: str, prediction: Path | None, truth: Path) -> str:
+    """A reason that calls the files what they are: case ids may stand for names that paths still hold."""
+    return without_paths(str(error), Case(case, {"truth": truth} | ({"prediction": prediction} if prediction else {})))
+
+
 def structures_of(recipe: Recipe) -> dict[str, Any]:
     """What `evaluate_cases` is to score for a recipe, as its keyword arguments: the labels, or the regions, by the values in the label files."""
     named = {name: value for name, value in recipe.labels.items() if name != "ignore"}
@@ -257,9 +281,16 @@ def _structures(pairs: Pairs, labels: Mapping[str, int] | Sequence[int] | None, 
     if regions is not None:
         return regions
     if labels is None:
-        found = sorted({int(value) for _, truth in pairs.values() for value in np.unique(load_label(truth).array)} - {0})
-        if not found:
+        found: set[int] = set()
+        unusable: dict[str, InputError] = {}
+        for case, (_, truth) in pairs.items():
+            try:
+                found |= set(np.unique(load_label(truth).array).tolist())
+            except InputError as error:
+                unusable[case] = error
+        _refuse_all(unusable, pairs)
+        labels = sorted(found - {0})
+        if not labels:
             raise InputError(f"none of the {len(pairs)} truths holds a label other than 0; name the labels to score")
-        labels = found
     named = labels.items() if isinstance(labels, Mapping) else [(str(value), value) for value in labels]
     return {name: (int(value),) for name, value in named}

@@ -118,8 +118,8 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
             with clock.stage(f"segment {arm}"):
                 missed = _segment(models[arm], held_out, job.out / "predictions" / arm, arm)
             with clock.stage(f"evaluate {arm}"):
-                scores[arm] = _evaluate(job.out, arm, held_out, plan)
-        left_out += not_scored + [{"path": case, "reason": reason} for case, reason in missed]
+                scores[arm], lost = _evaluate(job.out, arm, held_out, plan)
+        left_out += not_scored + lost + [{"path": case, "reason": reason} for case, reason in missed]
         summary = {
             "seconds": clock.seconds,
             "peak_memory_gib": clock.record["peak_memory_gib"],
@@ -322,15 +322,16 @@ def _segment(model: Path, cases: Sequence[Case], out: Path, arm: str) -> list[tu
         return segment_cases(load_model(model), cases, out, allow_missing=True, progress=progress)
 
 
-def _evaluate(out: Path, arm: str, cases: Sequence[Case], plan: Plan) -> dict[str, Any]:
-    """Scores of the cases with a label; a case that could not be segmented counts as Dice 0."""
+def _evaluate(out: Path, arm: str, cases: Sequence[Case], plan: Plan) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Scores of the cases with a label, and those left out of them; a case that could not be segmented counts as Dice 0."""
     predictions = out / "predictions" / arm
     made = {case.id: predictions / f"{case.id}.nii.gz" for case in cases}
     pairs = {case.id: (made[case.id] if made[case.id].is_file() else None, case.label) for case in cases if case.label is not None}
     if not pairs:
-        return {"dice": None, "low": None, "high": None, "per_case": {}}
+        return {"dice": None, "low": None, "high": None, "per_case": {}}, []
     summary = evaluate_cases(pairs, out / "evaluation" / arm, **structures_of(plan.recipe))
-    return {key: summary[key] for key in ("dice", "low", "high", "per_case")}
+    lost = [{"path": item["case"], "reason": f"not scored: {item['reason']}"} for item in summary["left_out"]]
+    return {key: summary[key] for key in ("dice", "low", "high", "per_case")}, lost
 
 
 def _say_farewell(out: Path, report: Path, summary: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from jaxseg.cli import main
 from jaxseg.data.recipe import Recipe
 from jaxseg.errors import GeometryError, InputError
 from jaxseg.evaluate import Row, evaluate_cases, evaluate_folders, structures_of, summarise
@@ -111,12 +112,30 @@ def test_a_missing_prediction_is_an_error_or_a_zero_in_every_label(folders, tmp_
 @pytest.mark.parametrize("changes", [{"spacing": (1.0, 1.5, 2.2)}, {"origin": (0, 3, 0)}])
 def test_grids_that_differ_are_refused_with_their_numbers_and_leave_nothing(folders, tmp_path, changes):
     pred, truth = folders
-    write(pred / "b.nii.gz", block(1), **changes)
+    for case in "abcd":
+        write(pred / f"{case}.nii.gz", block(1), **changes)
     with pytest.raises(
-        GeometryError, match=r"case b: .*b\.nii\.gz has 14×12×10 voxels of .* the truth .* has 14×12×10 voxels of 1×1\.5×2 mm"
+        GeometryError,
+        match=r"none of the 4 .* case a: .*a\.nii\.gz has 14×12×10 voxels of .* the truth .* has 14×12×10 voxels of 1×1\.5×2 mm",
     ):
         evaluate_folders(pred, truth, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unusable_case_is_listed_and_the_others_are_scored(folders, tmp_path, capsys):
+    pred, truth = folders
+    write(pred / "b.nii.gz", block(1), origin=(0, 3, 0))
+    (pred / "c.nii.gz").write_bytes(b"<html>")
+    (truth / "d.nii.gz").write_bytes(b"garbage")
+    assert main(["evaluate", str(pred), str(truth), "--out", str(tmp_path / "out")]) == 3
+    shown = capsys.readouterr()
+    assert "over 1 cases" in shown.out and "left out: c: prediction.nii.gz" in shown.err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["per_case"] == {"a": 1.0} and {case for case, _ in rows_of(tmp_path / "out")} == {"a"}
+    reasons = {item["case"]: item["reason"] for item in summary["left_out"]}
+    assert list(reasons) == ["b", "c", "d"]
+    assert "14×12×10 voxels" in reasons["b"] and "HTML" in reasons["c"] and reasons["d"].startswith("truth.nii.gz")
+    assert str(tmp_path) not in json.dumps(summary)
 
 
 def test_folders_that_do_not_pair_or_hold_nothing_are_refused(folders, tmp_path):

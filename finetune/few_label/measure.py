@@ -36,7 +36,7 @@ def measure(settings: FinetuneConfig, names: tuple[str, ...], tests: Sequence[Ca
 
     Returns:
         `dice` (mean over cases of the mean over labels), `low`, `high` (95 % bootstrap over cases), `per_case`; `left_out` (test cases that could not
-        be segmented, which count as 0, with the reason); `budget`; `curve` of the loss and `monitored` Dice, as (step, value).
+        be segmented, which count as 0, or scored, which count nowhere, with the reason); `budget`; `curve` of the loss and `monitored` Dice, as (step, value).
     """
     out = Path(settings.out)
     model = load_model(finetune(settings, names=names))
@@ -54,7 +54,7 @@ def score(model: Model, tests: Sequence[Case], recipe: Recipe, out: Path, *, ove
     summary = evaluate_cases(pairs, out / "evaluation", **structures_of(recipe))
     return {
         **{key: summary[key] for key in ("dice", "low", "high", "per_case")},
-        "left_out": [{"case": case, "reason": reason} for case, reason in left_out],
+        "left_out": [{"case": case, "reason": reason} for case, reason in left_out] + summary["left_out"],
     }
 
 
