@@ -245,7 +245,14 @@ def _call_segment(known, _rest) -> int:
 def _call_evaluate(known, _rest) -> int:
     from jaxseg.evaluate import evaluate_folders
 
-    summary = evaluate_folders(known.predictions, known.truths, known.out, tolerance_mm=known.tolerance, allow_missing=known.allow_missing)
+    summary = evaluate_folders(
+        known.predictions,
+        known.truths,
+        known.out,
+        tolerance_mm=known.tolerance,
+        resample=known.resample,
+        allow_missing=known.allow_missing,
+    )
     print(f"Dice {summary['dice']:.3f} (95 % interval {summary['low']:.3f} to {summary['high']:.3f}) over {len(summary['per_case'])} cases")
     for item in summary["left_out"]:
         print(f"left out: {item['case']}: {item['reason']}", file=sys.stderr)

@@ -168,6 +168,7 @@ def _evaluate(verbs) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for cases.csv and summary.json")
     parser.add_argument("--tolerance", type=float, default=2.0, help="of the surface Dice, in mm (default: %(default)s)")
     parser.add_argument("--allow-missing", action="store_true", help="a truth without a prediction counts as Dice 0 instead of an error")
+    parser.add_argument("--resample", action="store_true", help="bring predictions on another grid onto the truth's, by world coordinates")
 
 
 def _report(verbs) -> None:

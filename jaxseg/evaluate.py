@@ -19,7 +19,7 @@ from jaxseg.data.cases import Case
 from jaxseg.data.io import load_label
 from jaxseg.data.recipe import Recipe
 from jaxseg.data.staging import without_paths
-from jaxseg.data.volume import Volume
+from jaxseg.data.volume import MIN_COMMON_VIEW, Volume, common_view, to_grid
 from jaxseg.errors import GeometryError, InputError
 from jaxseg.files import write_json, write_text
 from jaxseg.metrics import bootstrap_interval, confusion, dice, iou, surface_distances, volumetric_similarity
@@ -61,6 +61,7 @@ def evaluate_folders(
     labels: Mapping[str, int] | Sequence[int] | None = None,
     regions: Structures | None = None,
     tolerance_mm: float = 2.0,
+    resample: bool = False,
     allow_missing: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -70,7 +71,7 @@ def evaluate_folders(
     Args:
         pred: folder with one label file a case, named by the case.
         truth: folder of label files (`ID.nii.gz`, `ID_seg.nii.gz`, `labelsTr/ID.nii.gz`, `ID/seg.nii.gz`), images beside them or not.
-        labels, regions: what is scored, see `evaluate_cases`.
+        labels, regions, resample: see `evaluate_cases`.
         allow_missing: a truth without a prediction counts as Dice 0 in every label and is listed, instead of being an error. Predictions
             without a truth are listed either way.
 
@@ -90,6 +91,7 @@ def evaluate_folders(
         labels=labels,
         regions=regions,
         tolerance_mm=tolerance_mm,
+        resample=resample,
         without_truth=pairing.extra,
         seed=seed,
         progress=progress,
@@ -104,6 +106,7 @@ def evaluate_cases(
     regions: Structures | None = None,
     ignore: Sequence[int] = (),
     tolerance_mm: float = 2.0,
+    resample: bool = False,
     without_truth: Sequence[str] = (),
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -115,6 +118,8 @@ def evaluate_cases(
         regions: {name: values}: unions of labels, scored instead of labels.
         ignore: values in the truths of voxels that nobody contoured: what is predicted there counts neither way.
         tolerance_mm: of the surface Dice.
+        resample: bring a prediction on another grid onto the truth's by world coordinates, instead of leaving the case out. A scan is segmented on its
+            first channel's grid, and the truth may have been drawn on another channel's.
         without_truth: case ids to list in the summary as predictions without a truth.
         seed: of the bootstrap over cases.
         progress: called with (cases done, cases in all).
@@ -128,7 +133,7 @@ def evaluate_cases(
     unusable: dict[str, InputError] = {}
     for done, (case, (prediction, truth)) in enumerate(pairs.items(), 1):
         try:
-            rows += score_case(case, *_read_pair(case, prediction, truth), structures, tolerance_mm, ignore)
+            rows += score_case(case, *_read_pair(case, prediction, truth, resample), structures, tolerance_mm, ignore)
         except InputError as error:
             unusable[case] = error
         if progress is not None:
@@ -242,15 +247,17 @@ def _row(case: str, name: str, guess: np.ndarray, reference: np.ndarray, truth: 
     )
 
 
-def _read_pair(case: str, prediction: Path | None, truth: Path) -> tuple[Volume | None, Volume]:
+def _read_pair(case: str, prediction: Path | None, truth: Path, resample: bool) -> tuple[Volume | None, Volume]:
     reference = load_label(truth)
     if prediction is None:
         return None, reference
     guess = load_label(prediction)
     if not guess.grid.same_as(reference.grid):
+        if resample and common_view(reference.grid, guess.grid) >= MIN_COMMON_VIEW:
+            return to_grid(guess, reference.grid, labels=True), reference
         raise GeometryError(
             f"case {case}: the prediction {prediction} has {guess.grid.describe()}, the truth {truth} has {reference.grid.describe()}; "
-            "metrics need one grid: segment the scan that the truth was drawn on, or resample one of them"
+            "metrics need one grid: segment the scan that the truth was drawn on, or resample one of them (--resample, where they lie at one place)"
         )
     return guess, reference
 

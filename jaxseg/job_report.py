@@ -129,7 +129,7 @@ def _overlay(case: Case, out: Path, title: str, channels: list[str]) -> bytes:
     for arm in ARMS:
         path = out / "predictions" / arm / f"{case.id}.nii.gz"
         if path.is_file():
-            masks[arm] = load_label(path).array[..., 0] > 0
+            masks[arm] = to_grid(load_label(path), truth.grid, labels=True).array[..., 0] > 0
     image = scan if scan.grid.same_as(truth.grid) else to_grid(scan, truth.grid)
     return report.overlay_figure(_gray(image), masks, truth.spacing, title=title)
 

@@ -329,7 +329,7 @@ def _evaluate(out: Path, arm: str, cases: Sequence[Case], plan: Plan) -> tuple[d
     pairs = {case.id: (made[case.id] if made[case.id].is_file() else None, case.label) for case in cases if case.label is not None}
     if not pairs:
         return {"dice": None, "low": None, "high": None, "per_case": {}}, []
-    summary = evaluate_cases(pairs, out / "evaluation" / arm, **structures_of(plan.recipe))
+    summary = evaluate_cases(pairs, out / "evaluation" / arm, resample=True, **structures_of(plan.recipe))
     lost = [{"path": item["case"], "reason": f"not scored: {item['reason']}"} for item in summary["left_out"]]
     return {key: summary[key] for key in ("dice", "low", "high", "per_case")}, lost
 

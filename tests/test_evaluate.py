@@ -122,6 +122,20 @@ def test_grids_that_differ_are_refused_with_their_numbers_and_leave_nothing(fold
     assert not (tmp_path / "out").exists()
 
 
+def test_a_prediction_on_another_channels_grid_is_brought_onto_the_truths(tmp_path):
+    """The same block at half the voxel size, which is the same block in the world; and one that lies elsewhere."""
+    fine = np.kron(block(1), np.ones((2, 2, 2), np.uint8))
+    half = tuple(value / 2 for value in SPACING)
+    origin = tuple(-value / 4 for value in SPACING)
+    truth = write(tmp_path / "t/a.nii.gz", block(1))
+    pairs = {"a": (write(tmp_path / "p/a.nii.gz", fine, spacing=half, origin=origin), truth)}
+    with pytest.raises(GeometryError, match="--resample"):
+        evaluate_cases(pairs, tmp_path / "out")
+    assert evaluate_cases(pairs, tmp_path / "out", resample=True)["dice"] == 1
+    apart = {"b": (write(tmp_path / "p/b.nii.gz", fine, spacing=half, origin=(500, 0, 0)), truth)}
+    assert [item["case"] for item in evaluate_cases(pairs | apart, tmp_path / "out", resample=True)["left_out"]] == ["b"]
+
+
 def test_an_unusable_case_is_listed_and_the_others_are_scored(folders, tmp_path, capsys):
     pred, truth = folders
     write(pred / "b.nii.gz", block(1), origin=(0, 3, 0))

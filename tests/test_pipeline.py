@@ -13,7 +13,7 @@ from jaxseg.data.cases import find_cases
 from jaxseg.data.io import save_volume
 from jaxseg.data.preprocess import Recipe
 from jaxseg.data.store import open_store
-from jaxseg.data.volume import Volume
+from jaxseg.data.volume import Volume, resample_to_spacing
 from jaxseg.errors import ConfigError, InputError
 from jaxseg.files import write_json
 from jaxseg.job_report import draw_report
@@ -80,7 +80,8 @@ def test_the_report_is_one_page_without_anything_fetched(job, summary):
 
 @pytest.mark.slow
 def test_test_labels_are_looked_at_before_training(tmp_path, capsys):
-    """One on another grid, one with values that training never had: listed and not scored; with no other label the job ends at once."""
+    """One on another grid, one with values that training never had: listed and not scored; with no other label the job ends at once.
+    One drawn on its second channel's grid is scored there."""
     job = small(tmp_path)
     odd, shifted = (job.test / f"case_{number}" / "seg.nii.gz" for number in (3, 4))
     label = jaxseg.load_volume(odd)
@@ -93,6 +94,10 @@ def test_test_labels_are_looked_at_before_training(tmp_path, capsys):
     ):
         run_main_job(job, BEGIN)
     write_scans(job.test, count=1, seed=3, first=5)
+    for name in ("T2", "seg"):
+        path = job.test / "case_5" / f"{name}.nii.gz"
+        coarse = resample_to_spacing(jaxseg.load_volume(path), (2.5, 3.0, 2.5), order=0)
+        save_volume(dataclasses.replace(coarse, array=coarse.array.astype(np.float32 if name == "T2" else np.uint8), source=None), path)
     (job.test / "case_6").mkdir()
     shutil.copy(job.test / "case_5" / "T1.nii.gz", job.test / "case_6" / "T1.nii.gz")
     (job.test / "case_6" / "seg.nii.gz").write_bytes(b"<html>")
