@@ -20,6 +20,7 @@ from jaxseg.config import as_json
 from jaxseg.data.archive import index_archive, read_index
 from jaxseg.data.cases import Case, CaseSet, find_cases
 from jaxseg.data.duplicates import scans_of_cases, scans_of_store
+from jaxseg.data.layouts import modalities_differ, modality
 from jaxseg.data.preprocess import check_label, guess_recipe
 from jaxseg.data.pseudonyms import may_name_people, pseudonymous
 from jaxseg.data.staging import without_paths
@@ -197,8 +198,14 @@ def named(cases: CaseSet, out: Path, *, keep: bool) -> CaseSet:
 
 
 def _same_channels(cases: CaseSet, channels: Sequence[str], folder: Path) -> CaseSet:
-    """The cases with those channels alone that the labelled ones have (in any case of letters); a lone channel needs no name."""
+    """The cases with those channels alone that the labelled ones have (in any case of letters); a lone channel needs no name, but may not state
+    another modality."""
     if len(cases.channels) == len(channels) == 1:
+        if modalities_differ(modality(cases.channels[0]), modality(channels[0])):
+            raise InputError(
+                f"{folder}: by their names its scans are {cases.channels[0]}, those of the labelled cases {channels[0]}; give scans of one modality, or "
+                "rename the files where their names are wrong"
+            )
         return cases
     wanted = {name.lower() for name in channels}
     kept = []

@@ -13,7 +13,7 @@ from jaxseg.cli import main
 from jaxseg.cli_arguments import make_parser
 from jaxseg.data.io import save_volume
 from jaxseg.data.volume import Volume
-from jaxseg.errors import InputError
+from jaxseg.errors import InputError, ShapeError
 from jaxseg.zoo import create_model, save_model
 from tests.tiny_store import write_scans
 
@@ -109,6 +109,21 @@ def test_segment_refuses_the_wrong_number_of_channels_in_one_line(capsys, model,
     error = fails(capsys, "segment", model, scans / "case_0" / "T1.nii.gz", "--out", tmp_path)
     assert "2 channels (T1, T2)" in error
     assert error.count("\n") == 1
+
+
+def test_segment_refuses_scans_of_another_modality(capsys, tmp_path):
+    network = create_model("unetr_tiny", in_channels=1, crop=8, token=4, width=24, depth=2, heads=2, feature=4)
+    recipe = {"channels": ["CT"], "spacing": [2.0, 2.0, 2.5], "intensity": ["ct"], "labels": {"ball": 1}}
+    model = save_model(tmp_path / "model", network, {"channels": ["CT"], "recipe": recipe, "labels": {"ball": 1}, "crop": [8, 8, 8]})
+    scans = write_scans(tmp_path / "scans", count=1, labelled=False, channels=("T1",))
+    error = fails(capsys, "segment", model, scans, "--out", tmp_path / "out")
+    assert "its scan is T1, and CT was expected" in error and error.count("\n") == 1
+    (scans / "case_0" / "T1.nii.gz").rename(scans / "P1_T1.nii.gz")
+    assert "this is no CT" in fails(capsys, "segment", model, scans / "P1_T1.nii.gz", "--out", tmp_path / "out")
+    with pytest.raises(ShapeError, match="is called P1_T1, and CT was expected"):
+        jaxseg.segment(jaxseg.load_model(model), jaxseg.load_volume(scans / "P1_T1.nii.gz"))
+    (scans / "P1_T1.nii.gz").rename(scans / "P1.nii.gz")
+    assert main(["segment", str(model), str(scans / "P1.nii.gz"), "--out", str(tmp_path / "out")]) == 0
 
 
 def test_one_case_that_lacks_a_channel_does_not_stop_the_others(capsys, model, tmp_path):

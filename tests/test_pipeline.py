@@ -261,3 +261,10 @@ def test_a_lone_channel_needs_no_name_and_strangers_are_refused(tmp_path):
     assert _same_channels(cases, ("T1",), tmp_path) == cases
     with pytest.raises(InputError, match="none in common"):
         _same_channels(cases, ("T1", "T2"), tmp_path)
+
+
+def test_a_lone_channel_of_another_modality_is_refused(tmp_path):
+    cases = find_cases(write_scans(tmp_path, count=2, labelled=False, channels=("FLAIR",)))
+    with pytest.raises(InputError, match=r"its scans are FLAIR, those of the labelled cases T1; "):
+        _same_channels(cases, ("T1",), tmp_path)
+    assert _same_channels(cases, ("image",), tmp_path) == cases

@@ -88,6 +88,18 @@ def modality(name: str) -> str | None:
     return known[-1] if known else None
 
 
+def modality_of_file(name: str) -> str | None:
+    """The modality that a file name without suffixes states after its case's id, or as its only word: PT_003 is a patient and no PET."""
+    rest = split_name(name)[1]
+    return modality(rest or name) if rest or len(tokens(name)) == 1 else None
+
+
+def modalities_differ(one: str | None, other: str | None) -> bool:
+    """Whether two stated modalities exclude each other, such as CT and T1. None agrees with all, and MR with every contrast of it."""
+    stated = {one, other}
+    return None not in stated and len(stated) == 2 and ("MR" not in stated or bool(stated & {"CT", "PET"}))
+
+
 def is_modality(name: str) -> bool:
     """Whether a channel name states a modality, such as T1 or CT."""
     return modality(name) is not None

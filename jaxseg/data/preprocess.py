@@ -17,6 +17,7 @@ from jaxseg.data.intensity import body_mask, check_rule, own_foreground, scan_la
 from jaxseg.data.io import load_label, read_grid
 from jaxseg.data.io.decoded import slices_of
 from jaxseg.data.itk import correct_bias
+from jaxseg.data.layouts import modalities_differ, modality, modality_of_file
 from jaxseg.data.nyul import standard_scale
 from jaxseg.data.recipe import IGNORE, Recipe
 from jaxseg.data.recipe_guess import guess_recipe
@@ -126,11 +127,11 @@ def apply_recipe(
 ) -> tuple[Float[np.ndarray, "x y z c"], Bool[np.ndarray, "x y z"], Grid, Bool[np.ndarray, " c"]]:
     """(image, mask, grid, present) of a loaded scan: RAS, the recipe's spacing and intensities, cropped to the body if it says so.
 
-    Channels are matched by name (any case of letters); a single channel fits a recipe of one whatever its name. Missing ones
-    become 0 and `present` False. A constant channel becomes 0 with a warning. Results on `grid` go back to the scan with `to_grid`.
+    Channels are matched by name (any case of letters); a single channel fits a recipe of one whatever its name, unless that states another
+    modality. Missing ones become 0 and `present` False. A constant channel becomes 0 with a warning. Results on `grid` go back to the scan with `to_grid`.
 
     Raises:
-        ShapeError: the scan has channels that the recipe does not know, or none that it does.
+        ShapeError: the scan has channels that the recipe does not know, or none that it does, or a lone one of another modality.
     """
     image, mask, grid, present, _ = _apply(volume, recipe, None)
     return image, mask, grid, present
@@ -206,6 +207,11 @@ def _name(volume: Volume) -> str:
 def _match(volume: Volume, wanted: tuple[str, ...]) -> list[int]:
     """The place in the recipe of each channel of the scan."""
     if len(volume.channels) == len(wanted) == 1:
+        if modalities_differ(modality_of_file(volume.channels[0]), modality(wanted[0])):
+            raise ShapeError(
+                f"{_name(volume)}: its channel is called {volume.channels[0]}, and {wanted[0]} was expected; give a scan of that modality, or call the "
+                f"channel {wanted[0]} if its name is wrong: load_volume({{{wanted[0]!r}: path}})"
+            )
         return [0]
     place = {name.lower(): i for i, name in enumerate(wanted)}
     unknown = [name for name in volume.channels if name.lower() not in place]

@@ -11,6 +11,7 @@ import numpy as np
 from jaxseg.data.cases import Case
 from jaxseg.data.io import load_label, load_volume
 from jaxseg.data.itk import register
+from jaxseg.data.layouts import modalities_differ, modality
 from jaxseg.data.recipe import Recipe
 from jaxseg.data.volume import Volume, refuse_apart, stack_channels, to_grid
 from jaxseg.errors import GeometryError, InputError
@@ -36,12 +37,17 @@ def channels_of(case: Case, channels: Sequence[str]) -> list[str]:
     """What the case calls those of `channels` that it has (in any case of letters), in their order; a lone channel needs no name.
 
     Raises:
-        InputError: the case has none of them.
+        InputError: the case has none of them, or its lone channel is of another modality by its name.
     """
     spelled = {name.lower(): name for name in case.images}
     wanted = [spelled[name.lower()] for name in channels if name.lower() in spelled]
     if len(channels) == len(case.images) == 1:
         wanted = list(case.images)
+        if modalities_differ(modality(wanted[0]), modality(channels[0])):
+            raise InputError(
+                f"case {case.id}: by its name its scan is {wanted[0]}, and {channels[0]} was expected; give scans of that modality, or rename the "
+                "file if its name is wrong"
+            )
     if not wanted:
         raise InputError(f"case {case.id}: has {', '.join(case.images)}, none of the recipe's channels {', '.join(channels)}")
     return wanted

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxseg.data.cases import Case, find_cases
+from jaxseg.data.io.scans import stem
+from jaxseg.data.layouts import modalities_differ, modality, modality_of_file
 from jaxseg.data.stacking import stack_case
 from jaxseg.errors import InputError, JaxsegError, StorageError
 from jaxseg.infer.made_from import Predictions, origin_of
@@ -103,5 +105,11 @@ def _files_as_case(model: Model, files: Sequence[Path]) -> list[Case]:
             f"this model takes {len(channels)} channels ({', '.join(channels)}), but {len(files)} files were given; "
             "give one file a channel, in that order, or a folder"
         )
+    for path, channel in zip(files, channels):
+        if modalities_differ(modality_of_file(stem(path)), modality(channel)):
+            raise InputError(
+                f"{path}: by its name this is no {channel}, for which it was given; give the files in the order {', '.join(channels)}, or rename "
+                "the file if its name is wrong"
+            )
     name = files[0].name.removesuffix(".gz").removesuffix(".nii")
     return [Case(name, dict(zip(channels, files)))]

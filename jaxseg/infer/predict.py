@@ -45,7 +45,7 @@ def predict_probabilities(model: Model, volume: Volume, *, overlap: float = 0.5,
 
     Args:
         model: a segmentation model; its card's recipe prepares the scan.
-        volume: the scan, its channels called as the card calls them (a lone channel may be called anything).
+        volume: the scan, its channels called as the card calls them (a lone channel may be called anything but another modality).
         overlap: of neighbouring windows.
         batch: windows a call of the network; more is faster where memory allows.
         allow_missing: channels that the scan lacks become 0, as in training, instead of being refused.

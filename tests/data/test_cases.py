@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxseg.data.cases import find_cases
-from jaxseg.data.layouts import modality, role_of, split_name
+from jaxseg.data.layouts import modalities_differ, modality, modality_of_file, role_of, split_name
 from jaxseg.errors import InputError
 
 
@@ -197,3 +197,17 @@ def test_real_folders(real_scans):
         found = find_cases(real_scans / name)
         assert (len(found.labelled), found.channels) == (count, channels)
     assert [case.id for case in find_cases(real_scans / "sarcoma") if "CT" not in case.images] == ["STS_019"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "differ"),
+    [("T1", "CT", True), ("t1w", "T1", False), ("image", "CT", False), ("MR", "FLAIR", False), ("MR", "CT", True), ("T1", "FLAIR", True)],
+)
+def test_modalities_that_exclude_each_other(one, other, differ):
+    assert modalities_differ(modality(one), modality(other)) is differ
+    assert modalities_differ(modality(other), modality(one)) is differ
+
+
+@pytest.mark.parametrize(("name", "stated"), [("P1_T1", "T1"), ("T1", "T1"), ("PT_003", None), ("CT_study_T2w", "T2"), ("scan", None)])
+def test_the_modality_of_a_file_is_not_looked_for_in_its_cases_name(name, stated):
+    assert modality_of_file(name) == stated
