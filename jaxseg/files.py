@@ -32,10 +32,11 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
+def write_whole(path: str | Path, write: Callable[[Path], object], *, mode: int = 0o666) -> Path:
     """Call `write(temporary)` and move the result to `path`, so that a reader never sees half a file.
 
-    The temporary file lies in the same folder and keeps the suffixes of `path` (writers choose a format by them).
+    The temporary file lies in the same folder and keeps the suffixes of `path` (writers choose a format by them). `mode` less the umask are the
+    file's permissions: 0o600 keeps it to its owner from the start.
     """
     path = Path(path)
     with storage_errors(path):
@@ -49,7 +50,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
                 os.fsync(done.fileno())
             umask = os.umask(0)
             os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            temporary.chmod(mode & ~umask)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -57,9 +58,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def write_text(path: str | Path, text: str) -> Path:
+def write_text(path: str | Path, text: str, *, mode: int = 0o666) -> Path:
     """Write UTF-8 text whole or not at all."""
-    return write_whole(path, lambda temporary: temporary.write_bytes(text.encode()))
+    return write_whole(path, lambda temporary: temporary.write_bytes(text.encode()), mode=mode)
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
@@ -67,9 +68,9 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     return write_whole(path, lambda temporary: temporary.write_bytes(data))
 
 
-def write_json(path: str | Path, value: Any) -> Path:
+def write_json(path: str | Path, value: Any, *, mode: int = 0o666) -> Path:
     """Write JSON (keys in the order given, NaN refused) whole or not at all."""
-    return write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    return write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", mode=mode)
 
 
 def read_json(path: str | Path) -> Any:

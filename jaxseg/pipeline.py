@@ -18,6 +18,7 @@ from jaxseg.audit import refuse_overlap
 from jaxseg.clock import StageClock
 from jaxseg.config import as_json
 from jaxseg.data.archive import index_archive, read_index
+from jaxseg.data.archive.patients import patient_key
 from jaxseg.data.cases import Case, CaseSet, find_cases
 from jaxseg.data.duplicates import scans_of_cases, scans_of_store
 from jaxseg.data.layouts import modalities_differ, modality
@@ -36,6 +37,7 @@ from jaxseg.train.run import has_trained
 from jaxseg.zoo import load_model
 
 ARMS = ("pretrained", "scratch")
+NAMES = "names.json"  # key → case id, where ids that may name people were replaced; private
 _NOT_REMEMBERED = ("out", "allow_overlap")  # settings that change no result
 
 
@@ -182,19 +184,31 @@ def _read_inputs(job: MainJob) -> Inputs:
         test = _same_channels(find_cases(job.test, label=job.label_name), labelled.channels, job.test)
     with bar("index") as progress:
         index = index_archive([job.unlabelled], job.out / "index", salt=None, resume=True, progress=progress)
-    unlabelled, labelled = (named(cases, job.out, keep=job.keep_names) for cases in (unlabelled, labelled))
-    test = test if test is None else named(test, job.out, keep=job.keep_names)
+    unlabelled, labelled, *tests = _named(job, [unlabelled, labelled, *([] if test is None else [test])])
+    test = tests[0] if tests else None
     broken = {Path(row["path"]).resolve(): row["reason"] for row in index.left_out}
     images = {path.resolve(): f"{case.id}/{name}{''.join(path.suffixes[-2:])}" for case in unlabelled for name, path in case.images.items()}
     left_out = [{"path": images[path], "reason": reason} for path, reason in broken.items() if path in images]
     return Inputs(_without(unlabelled, set(broken)), labelled, test, left_out, ok=len(set(images) - set(broken)))
 
 
-def named(cases: CaseSet, out: Path, *, keep: bool) -> CaseSet:
-    """The cases under ids that name nobody: their own where these are codes (or `keep`), else the keys that the job's index gives them."""
-    if keep or not may_name_people(case.id for case in cases):
-        return cases
-    return pseudonymous(cases, read_index(out / "index").salt)
+def _named(job: MainJob, sets: Sequence[CaseSet]) -> list[CaseSet]:
+    """The cases under ids that name nobody: their own where these are codes (or names are kept), else the keys that the job's index gives them.
+
+    `OUT/names.json`, readable by its owner alone, says which key is whose.
+    """
+    naming = [not job.keep_names and may_name_people(case.id for case in cases) for cases in sets]
+    if not any(naming):
+        return list(sets)
+    salt = read_index(job.out / "index").salt
+    keys = {patient_key(case.id, salt): case.id for cases, names in zip(sets, naming) if names for case in cases}
+    path = write_json(job.out / NAMES, dict(sorted(keys.items())), mode=0o600)
+    print(
+        f"case ids that may name people were replaced by keys in all that is written; {path} says whose they are, for you alone "
+        "(--keep-names keeps the ids)",
+        file=sys.stderr,
+    )
+    return [pseudonymous(cases, salt) if names else cases for cases, names in zip(sets, naming)]
 
 
 def _same_channels(cases: CaseSet, channels: Sequence[str], folder: Path) -> CaseSet:

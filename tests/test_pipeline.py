@@ -17,7 +17,7 @@ from jaxseg.data.volume import Volume, resample_to_spacing
 from jaxseg.errors import ConfigError, InputError
 from jaxseg.files import write_json
 from jaxseg.job_report import draw_report
-from jaxseg.pipeline import MainJob, Trainers, _same_channels, run_main_job
+from jaxseg.pipeline import MainJob, Trainers, _read_inputs, _same_channels, run_main_job
 from jaxseg.plan import make_plan
 from pretrain.implants import Lesions
 from tests.tiny_store import write_scans
@@ -261,6 +261,21 @@ def test_a_lone_channel_needs_no_name_and_strangers_are_refused(tmp_path):
     assert _same_channels(cases, ("T1",), tmp_path) == cases
     with pytest.raises(InputError, match="none in common"):
         _same_channels(cases, ("T1", "T2"), tmp_path)
+
+
+def test_replaced_names_can_be_looked_up_by_their_owner_alone(tmp_path, capsys):
+    job = small(tmp_path)
+    for number, name in ((3, "Anna"), (4, "Bert")):
+        (job.test / f"case_{number}").rename(job.test / name)
+    inputs = _read_inputs(job)
+    names = json.loads((job.out / "names.json").read_text())
+    assert [names[case.id] for case in sorted(inputs.test, key=lambda case: names[case.id])] == ["Anna", "Bert"]
+    assert [case.id for case in inputs.labelled] == ["case_0", "case_1"]
+    assert (job.out / "names.json").stat().st_mode & 0o777 == 0o600
+    shown = capsys.readouterr().err
+    assert "names.json" in shown and "--keep-names" in shown and "Anna" not in shown
+    kept = _read_inputs(dataclasses.replace(job, out=tmp_path / "kept", keep_names=True))
+    assert [case.id for case in kept.test] == ["Anna", "Bert"] and not (tmp_path / "kept" / "names.json").exists()
 
 
 def test_a_lone_channel_of_another_modality_is_refused(tmp_path):

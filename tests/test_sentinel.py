@@ -1,4 +1,4 @@
-"""Row 33 of docs/robustness.md: a name planted in headers, extensions, paths and DICOM tags is in no output but the index's paths and job.json."""
+"""Row 33 of docs/robustness.md: a name planted in headers, extensions, paths and DICOM tags is in no output but the index's paths, job.json and names.json."""
 
 import gzip
 import json
@@ -121,7 +121,13 @@ def test_the_main_job_names_nobody(tmp_path, capfd):
     assert main(["run", *folders, "--out", str(tmp_path / "out"), "--minutes", "0.01"]) == 3
     printed = capfd.readouterr()
     assert "SENTINEL" not in (printed.out + printed.err).replace(str(tmp_path), "")
-    assert leaks(tmp_path / "out", {"index/scans.parquet", "job.json"}) == []
+    assert leaks(tmp_path / "out", {"index/scans.parquet", "job.json", "names.json"}) == []
+    assert printed.err.count("names.json") == 1 and "--keep-names" in printed.err
+    names = json.loads((tmp_path / "out/names.json").read_text())
+    assert (tmp_path / "out/names.json").stat().st_mode & 0o777 == 0o600
+    assert set(names.values()) == {path.name for folder in (unlabelled, labelled, test) for path in folder.iterdir()}
+    written = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "out/predictions/scratch").iterdir()}
+    assert {names[key] for key in written} == {path.name for path in test.iterdir()}
 
 
 @pytest.mark.slow

@@ -42,8 +42,7 @@ def pseudonymous(cases: CaseSet, salt: str) -> CaseSet:
 def kept_salt(path: Path) -> str:
     """The salt in a file, which is made with a new one where there is none."""
     if not path.is_file():
-        write_text(path, secrets.token_hex(16) + "\n")
-        path.chmod(0o600)
+        write_text(path, secrets.token_hex(16) + "\n", mode=0o600)
     return path.read_text(encoding="utf-8").strip()
 
 
