@@ -243,8 +243,10 @@ def _call_segment(known, _rest) -> int:
 
 
 def _call_evaluate(known, _rest) -> int:
-    from jaxseg.evaluate import evaluate_folders
+    from jaxseg.evaluate import evaluate_folders, structures_of
+    from jaxseg.prepare import recipe_of
 
+    scored = {"regions": known.labels} if known.labels else structures_of(recipe_of(known.like)) if known.like else {}
     summary = evaluate_folders(
         known.predictions,
         known.truths,
@@ -252,6 +254,7 @@ def _call_evaluate(known, _rest) -> int:
         tolerance_mm=known.tolerance,
         resample=known.resample,
         allow_missing=known.allow_missing,
+        **scored,
     )
     print(f"Dice {summary['dice']:.3f} (95 % interval {summary['low']:.3f} to {summary['high']:.3f}) over {len(summary['per_case'])} cases")
     for item in summary["left_out"]:

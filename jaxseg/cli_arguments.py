@@ -166,6 +166,15 @@ def _evaluate(verbs) -> None:
     parser.add_argument("predictions", type=Path)
     parser.add_argument("truths", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder for cases.csv and summary.json")
+    scored = parser.add_mutually_exclusive_group()
+    scored.add_argument(
+        "--labels",
+        type=_structures,
+        metavar="NAME=VALUE,…",
+        help="what is scored: labels by their values, and regions by the sum of theirs, such as oedema=2,core=1+3 (default: every value that "
+        "any truth holds)",
+    )
+    scored.add_argument("--like", type=Path, metavar="MODEL", help="score the labels or regions of this model folder (or store)")
     parser.add_argument("--tolerance", type=float, default=2.0, help="of the surface Dice, in mm (default: %(default)s)")
     parser.add_argument("--allow-missing", action="store_true", help="a truth without a prediction counts as Dice 0 instead of an error")
     parser.add_argument("--resample", action="store_true", help="bring predictions on another grid onto the truth's, by world coordinates")
@@ -218,6 +227,21 @@ def _setting(text: str) -> tuple[str, object]:
         except json.JSONDecodeError:
             continue
     return name, value
+
+
+def _structures(text: str) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for part in _names(text):
+        name, _, numbers = part.partition("=")
+        values = tuple(int(number) for number in numbers.split("+") if number.strip().isdecimal())
+        if not name or name in found or len(values) != numbers.count("+") + 1 or min(values) < 1:
+            raise argparse.ArgumentTypeError(
+                f"expected different names with label values from 1 on such as oedema=2,core=1+3, found {text!r}"
+            )
+        found[name] = values
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected names with label values such as oedema=2,core=1+3, found {text!r}")
+    return found
 
 
 def _signal(text: str) -> tuple[str, tuple[float, ...]]:

@@ -20,7 +20,7 @@ from jaxseg.data.io import load_label
 from jaxseg.data.recipe import Recipe
 from jaxseg.data.staging import without_paths
 from jaxseg.data.volume import MIN_COMMON_VIEW, Volume, common_view, to_grid
-from jaxseg.errors import GeometryError, InputError
+from jaxseg.errors import ConfigError, GeometryError, InputError
 from jaxseg.files import write_json, write_text
 from jaxseg.metrics import bootstrap_interval, confusion, dice, iou, surface_distances, volumetric_similarity
 from jaxseg.pairing import listed, pair_folders
@@ -60,6 +60,7 @@ def evaluate_folders(
     *,
     labels: Mapping[str, int] | Sequence[int] | None = None,
     regions: Structures | None = None,
+    ignore: Sequence[int] = (),
     tolerance_mm: float = 2.0,
     resample: bool = False,
     allow_missing: bool = False,
@@ -71,7 +72,7 @@ def evaluate_folders(
     Args:
         pred: folder with one label file a case, named by the case.
         truth: folder of label files (`ID.nii.gz`, `ID_seg.nii.gz`, `labelsTr/ID.nii.gz`, `ID/seg.nii.gz`), images beside them or not.
-        labels, regions, resample: see `evaluate_cases`.
+        labels, regions, ignore, resample: see `evaluate_cases`.
         allow_missing: a truth without a prediction counts as Dice 0 in every label and is listed, instead of being an error. Predictions
             without a truth are listed either way.
 
@@ -90,6 +91,7 @@ def evaluate_folders(
         out,
         labels=labels,
         regions=regions,
+        ignore=ignore,
         tolerance_mm=tolerance_mm,
         resample=resample,
         without_truth=pairing.extra,
@@ -277,6 +279,10 @@ def _without_paths(error: InputError, case: str, prediction: Path | None, truth:
 def structures_of(recipe: Recipe) -> dict[str, Any]:
     """What `evaluate_cases` is to score for a recipe, as its keyword arguments: the labels, or the regions, by the values in the label files."""
     named = {name: value for name, value in recipe.labels.items() if name != "ignore"}
+    if not named:
+        raise ConfigError(
+            "this recipe names no labels, so it does not say what to score; take that of a model for segmentation, or name the labels"
+        )
     ignored = recipe.labels.get("ignore", [])
     left_out = {"ignore": [ignored] if isinstance(ignored, int) else ignored} if ignored else {}
     if recipe.regions:
@@ -298,6 +304,6 @@ def _structures(pairs: Pairs, labels: Mapping[str, int] | Sequence[int] | None, 
         _refuse_all(unusable, pairs)
         labels = sorted(found - {0})
         if not labels:
-            raise InputError(f"none of the {len(pairs)} truths holds a label other than 0; name the labels to score")
+            raise InputError(f"none of the {len(pairs)} truths holds a label other than 0; name the labels to score (--labels, --like)")
     named = labels.items() if isinstance(labels, Mapping) else [(str(value), value) for value in labels]
     return {name: (int(value),) for name, value in named}

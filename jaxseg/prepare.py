@@ -147,5 +147,8 @@ def recipe_of(folder: Path) -> Recipe:
     if (folder / "store.json").is_file():
         return open_store(folder).recipe
     if (folder / "model.json").is_file():
-        return from_json(Recipe, read_card(folder)["recipe"])
+        fields = read_card(folder).get("recipe")
+        if not isinstance(fields, dict):
+            raise InputError(f"{folder}: the card of this model says no recipe; take a model folder that fine-tuning or pretraining wrote")
+        return from_json(Recipe, fields)
     raise InputError(f"{folder}: neither a store (store.json) nor a model folder (model.json)")

@@ -155,6 +155,25 @@ def test_evaluate_writes_the_summary_and_refuses_other_grids(capsys, scans, tmp_
     assert "grid" in fails(capsys, "evaluate", tmp_path / "moved", truths, "--out", tmp_path / "other")
 
 
+def test_evaluate_scores_what_it_is_told_to(capsys, model, tmp_path):
+    """Where every truth is empty no value can be read from them; by a model, by names, and as a region of two values."""
+    for folder, value in (("truth", 0), ("pred", 0), ("two", 2)):
+        save_volume(Volume(np.full((6, 6, 6, 1), value, np.uint8), np.eye(4), ("label",), None), tmp_path / folder / "a.nii.gz")
+    empty = ["evaluate", tmp_path / "pred", tmp_path / "truth", "--out", tmp_path / "out"]
+    assert "--labels" in fails(capsys, *empty)
+    for said, label in ((("--like", model), "ball"), (("--labels", "lesion=3"), "lesion")):
+        assert main([str(part) for part in (*empty, *said)]) == 0
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert (summary["dice"], list(summary["per_label"]), summary["per_label"][label]["both_empty"]) == (1.0, [label], 1)
+    two = ["evaluate", tmp_path / "two", tmp_path / "two", "--out", tmp_path / "out", "--labels", "whole=1+2,core=1"]
+    assert main([str(part) for part in two]) == 0
+    labels = json.loads((tmp_path / "out" / "summary.json").read_text())["per_label"]
+    assert (labels["whole"]["empty_truth"], labels["core"]["empty_truth"]) == (0, 1)
+    for wrong in ("core", "core=", "core=0", "a=1,a=2", "a=1+", ""):
+        with pytest.raises(SystemExit):
+            make_parser().parse_args(["evaluate", "p", "t", "--out", "o", "--labels", wrong])
+
+
 def _shift(millimetres):
     shift = np.zeros((4, 4))
     shift[0, 3] = millimetres

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxseg
-from jaxseg.cli import _trainers
+from jaxseg.cli import _trainers, main
 from jaxseg.data.cases import find_cases
 from jaxseg.data.io import save_volume
 from jaxseg.data.preprocess import Recipe
@@ -56,6 +56,14 @@ def test_the_summary_says_what_was_promised(job, summary):
     for arm in ("pretrained", "scratch"):
         assert summary[arm]["low"] <= summary[arm]["dice"] <= summary[arm]["high"]
         assert set(summary[arm]["per_case"]) == {"case_3", "case_4"}
+
+
+@pytest.mark.slow
+def test_evaluate_gives_the_same_scores_again(job, summary, tmp_path):
+    folders = [str(job.out / "predictions" / "scratch"), str(job.test)]
+    assert main(["evaluate", *folders, "--like", str(job.out / "models" / "scratch"), "--out", str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "summary.json").read_text())
+    assert again["per_case"] == summary["scratch"]["per_case"] and list(again["per_label"]) == ["label_1"]
 
 
 @pytest.mark.slow
