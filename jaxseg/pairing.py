@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxseg.data import layouts
+from jaxseg.data import layouts, scan_names
 from jaxseg.data.io.scans import stem
 from jaxseg.errors import InputError
 
@@ -41,14 +41,14 @@ def label_files(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; a folder of label files (.nii or .nii.gz) was expected")
-    files = layouts.scans_in(folder)
+    files = scan_names.scans_in(folder)
     within = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.lower() in _LABEL_FOLDERS)
     if files:
-        named = [(layouts.split_name(stem(path)), path) for path in files]
-        said = [(case, path) for (case, rest), path in named if layouts.role_of(rest) == "label"]
+        named = [(scan_names.split_name(stem(path)), path) for path in files]
+        said = [(case, path) for (case, rest), path in named if scan_names.role_of(rest) == "label"]
         return _unique(folder, said or [(stem(path), path) for path in files])
     if within:
-        return _unique(folder, [(stem(path), path) for place in within for path in layouts.scans_in(place)])
+        return _unique(folder, [(stem(path), path) for place in within for path in scan_names.scans_in(place)])
     found, _, _ = layouts.recognise(folder, None)
     return _unique(folder, [(file.case, file.path) for file in found if file.role == "label"])
 

@@ -21,9 +21,9 @@ from jaxseg.data.archive import index_archive, read_index
 from jaxseg.data.archive.patients import patient_key
 from jaxseg.data.cases import Case, CaseSet, find_cases
 from jaxseg.data.duplicates import scans_of_cases, scans_of_store
-from jaxseg.data.layouts import modalities_differ, modality
 from jaxseg.data.preprocess import check_label, guess_recipe
 from jaxseg.data.pseudonyms import may_name_people, pseudonymous
+from jaxseg.data.scan_names import modalities_differ, modality
 from jaxseg.data.staging import without_paths
 from jaxseg.data.store import Store, build_store
 from jaxseg.errors import ConfigError, InputError

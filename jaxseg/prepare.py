@@ -111,7 +111,7 @@ def prepare_folder(
     else:
         cases = find_cases(source, channels=wanted, label=label_name)
     recipe = wishes.applied(recipe or _kept_recipe(Path(out), guess_recipe(cases)), cases)
-    patients = {case.id: patient_of_bids(case.id) for case in cases} if copy is None else copy.patients
+    patients = {case.id: case.patient or patient_of_bids(case.id) for case in cases} if copy is None else copy.patients
     if not keep_names and copy is None and may_name_people([*patients, *(name.partition("/")[0] for name in left_out)]):
         salt = kept_salt(Path(out) / NAMES)
         cases = pseudonymous(cases, salt)

@@ -4,13 +4,18 @@
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxseg.data import layouts
-from jaxseg.data.layouts import Declared, Found
+from jaxseg.data.archive.patients import owner_of
+from jaxseg.data.layouts import Declared
+from jaxseg.data.scan_names import Found, is_anonymisation, is_called, is_modality, tokens
 from jaxseg.errors import InputError
+
+_MOST_CHANNELS = 8  # of a lone case, where none of them is called after a modality
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,8 @@ class Case:
     """One patient's scan: a file per channel, perhaps a label, perhaps a split, perhaps a mask of the brain or body.
 
     A 4-D file stands under each of its channels; `packed` then names all channels in the order of the file. `fold` is that of a published
-    cross-validation. `anonymised` are masks that are not 0 where anonymisation took voxels away.
+    cross-validation. `anonymised` are masks that are not 0 where anonymisation took voxels away. `patient` is whose scan it is, where folders say
+    more of that than the id does.
     """
 
     id: str
@@ -29,6 +35,7 @@ class Case:
     mask: Path | None = None
     fold: int | None = None
     anonymised: tuple[Path, ...] = ()
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,9 @@ def find_cases(folder: str | Path, *, channels: Sequence[str] | None = None, lab
     """Sort the NIfTI files of a folder into cases, by their names alone (a broken scan is found like any other).
 
     Understands, in this order: a `dataset.json` here or one level below (nnU-Net, Medical Decathlon); BIDS (`sub-01/[ses-1/]anat/`, with
-    labels beside the images or in `derivatives/`); `imagesTr/` or `images/` with `labelsTr/` or `labels/`; a folder per case
-    (`STS_001/T1.nii.gz`); one flat folder (`ID_T1.nii.gz`, `ID_seg.nii.gz`).
+    labels beside the images or in `derivatives/`); `imagesTr/` or `images/` with `labelsTr/` or `labels/`, or folders called after channels
+    (`T1/`, `FLAIR/`, `labels/`); one flat folder (`ID_T1.nii.gz`, `ID_seg.nii.gz`); a folder per case (`STS_001/T1.nii.gz`), also deeper
+    (`SITE/PATIENT/VISIT/T1.nii.gz`, whose id is `SITE_PATIENT_VISIT`).
     Files are matched by name; hidden files are passed over. A brain mask is neither image nor label: it is the case's `mask`; nor are masks of
     what anonymisation took away (`T1_anon_mask`).
 
@@ -75,7 +83,7 @@ def find_cases(folder: str | Path, *, channels: Sequence[str] | None = None, lab
 
     Raises:
         InputError: no case was found, a case has several possible labels or files of the same channel, a label without an image,
-            or no case has a channel that was asked for.
+            no two folders have a channel in common, or no case has a channel that was asked for.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -86,6 +94,10 @@ def find_cases(folder: str | Path, *, channels: Sequence[str] | None = None, lab
         by_id.setdefault((file.case, file.split), []).append(file)
     cases = [_case(folder, case, split, files, label) for (case, split), files in sorted(by_id.items(), key=lambda item: str(item[0]))]
     cases = _name_lone_images(cases, declared)
+    if kind in (layouts.PER_CASE, layouts.DEEPER):
+        _check_channels_meet(folder, cases)
+    if kind == layouts.DEEPER:
+        cases = [dataclasses.replace(case, patient=owner_of(next(iter(case.images.values())), folder).patient) for case in cases]
     _check_unique(folder, cases)
     return _case_set(folder, cases, declared, kind, channels)
 
@@ -100,7 +112,7 @@ def _case(folder: Path, case: str, split: str | None, files: list[Found], label:
         images[file.channel] = file.path
     labels = [file for file in files if file.role == "label"]
     if label is not None and len(labels) > 1:
-        labels = [file for file in labels if layouts.is_called(file, label)]
+        labels = [file for file in labels if is_called(file, label)]
     if len(labels) > 1:
         names = ", ".join(sorted(file.path.name for file in labels)[:6]) + (", …" if len(labels) > 6 else "")
         raise InputError(
@@ -110,8 +122,8 @@ def _case(folder: Path, case: str, split: str | None, files: list[Found], label:
         kind, lone = ("label", labels[0]) if labels else ("mask", files[0])
         raise InputError(f"{folder}: case {case} has a {kind} ({lone.path.name}) but no image; add its image or move the {kind} away")
     packed = tuple(images) if len(images) > len(set(images.values())) else ()
-    masks = [file.path for file in files if file.role == "mask" and not layouts.is_anonymisation(file.channel)]
-    anonymised = tuple(sorted(file.path for file in files if file.role == "mask" and layouts.is_anonymisation(file.channel)))
+    masks = [file.path for file in files if file.role == "mask" and not is_anonymisation(file.channel)]
+    anonymised = tuple(sorted(file.path for file in files if file.role == "mask" and is_anonymisation(file.channel)))
     mask = masks[0] if len(masks) == 1 else None
     return Case(case, images, labels[0].path if labels else None, split, packed, mask, anonymised=anonymised)
 
@@ -120,9 +132,24 @@ def _name_lone_images(cases: list[Case], declared: Declared) -> list[Case]:
     """One image a case, called differently in each: that is one channel, `image`, not a channel per case."""
     names = {name for case in cases for name in case.images}
     lone = all(len(case.images) == 1 for case in cases) and len(names) == len(cases) > 1
-    if declared.channels or not lone or any(layouts.is_modality(name) for name in names):
+    if declared.channels or not lone or any(is_modality(name) for name in names):
         return cases
     return [dataclasses.replace(case, images={"image": next(iter(case.images.values()))}) for case in cases]
+
+
+def _check_channels_meet(folder: Path, cases: list[Case]) -> None:
+    """Folders whose files are all called differently are hardly cases with a channel a file: each file is rather a case."""
+    counts = Counter(name.lower() for case in cases for name in case.images)
+    strange = not any(is_modality(tokens(name)[0]) for name in counts if tokens(name)) and max(counts.values()) == 1
+    if strange and (max(len(case.images) for case in cases) > (1 if len(cases) > 1 else _MOST_CHANNELS)):
+        held = "; ".join(
+            f"{case.id} has {', '.join(list(case.images)[:3])}{', …' if len(case.images) > 3 else ''}"
+            for case in sorted(cases, key=lambda case: -len(case.images))[:2]
+        )
+        raise InputError(
+            f"{folder}: each folder was taken for a case, but no name of a file is that of a channel, or is found in two of them: {held}; "
+            f"give one such folder by itself, or call a channel's file alike in every case. Layouts that are understood: {layouts.UNDERSTOOD}"
+        )
 
 
 def _check_unique(folder: Path, cases: list[Case]) -> None:

@@ -17,10 +17,10 @@ from jaxseg.data.intensity import body_mask, check_rule, own_foreground, scan_la
 from jaxseg.data.io import load_label, read_grid
 from jaxseg.data.io.decoded import slices_of
 from jaxseg.data.itk import correct_bias
-from jaxseg.data.layouts import modalities_differ, modality, modality_of_file
 from jaxseg.data.nyul import standard_scale
 from jaxseg.data.recipe import IGNORE, Recipe
 from jaxseg.data.recipe_guess import guess_recipe
+from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file
 from jaxseg.data.skull import brain_mask
 from jaxseg.data.stacking import channels_of, load_case, stack_case, stack_loaded
 from jaxseg.data.volume import Grid, Volume, to_ras

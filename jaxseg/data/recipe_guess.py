@@ -7,8 +7,8 @@ import numpy as np
 
 from jaxseg.data.cases import Case, CaseSet
 from jaxseg.data.io import load_label, load_volume, read_grid
-from jaxseg.data.layouts import modality
 from jaxseg.data.recipe import Recipe
+from jaxseg.data.scan_names import modality
 from jaxseg.data.volume import Grid
 from jaxseg.errors import InputError
 

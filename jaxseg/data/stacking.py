@@ -11,8 +11,8 @@ import numpy as np
 from jaxseg.data.cases import Case
 from jaxseg.data.io import load_label, load_volume
 from jaxseg.data.itk import register
-from jaxseg.data.layouts import modalities_differ, modality
 from jaxseg.data.recipe import Recipe
+from jaxseg.data.scan_names import modalities_differ, modality
 from jaxseg.data.volume import Volume, refuse_apart, stack_channels, to_grid
 from jaxseg.errors import GeometryError, InputError
 

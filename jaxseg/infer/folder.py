@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxseg.data.cases import Case, find_cases
 from jaxseg.data.io.scans import stem
-from jaxseg.data.layouts import modalities_differ, modality, modality_of_file
+from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file
 from jaxseg.data.stacking import stack_case
 from jaxseg.errors import InputError, JaxsegError, StorageError
 from jaxseg.infer.made_from import Predictions, origin_of

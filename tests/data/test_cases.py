@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxseg.data.cases import find_cases
-from jaxseg.data.layouts import modalities_differ, modality, modality_of_file, role_of, split_name
+from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file, role_of, split_name
 from jaxseg.errors import InputError
 
 
@@ -211,3 +211,73 @@ def test_modalities_that_exclude_each_other(one, other, differ):
 @pytest.mark.parametrize(("name", "stated"), [("P1_T1", "T1"), ("T1", "T1"), ("PT_003", None), ("CT_study_T2w", "T2"), ("scan", None)])
 def test_the_modality_of_a_file_is_not_looked_for_in_its_cases_name(name, stated):
     assert modality_of_file(name) == stated
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "channel"),
+    [
+        ("scans/{}", "labels/{}", "image"),
+        ("scans/{}", "segmentations/{}", "image"),
+        ("volumes/{}", "labels/{}", "image"),
+        ("img/{}", "masks/{}", "image"),
+        ("mydata/{}", "tumour_labels/{}", "image"),
+        ("T1/{}", "labels/{}", "T1"),
+        ("images/{}", "labels/{}_seg", "image"),
+        ("img/img{}", "label/label{}", "image"),
+        ("CT/{}_CT", "gt/{}_seg", "CT"),
+    ],
+)
+def test_a_folder_of_labels_beside_one_of_scans(lay, image, label, channel):
+    ids = [f"p_{i}" for i in range(3)]
+    folder = lay(*[f"{image.format(case)}.nii.gz" for case in ids], *[f"{label.format(case)}.nii.gz" for case in ids[:2]])
+    found = find_cases(folder)
+    assert len(found) == 3 and found.channels == (channel,) and found.kind == "images and labels"
+    assert [case.id.removeprefix("img").removesuffix("_CT") for case in found] == ids
+    assert [case.label for case in found] == [folder / f"{label.format(case)}.nii.gz" for case in ids[:2]] + [None]
+
+
+def test_several_folders_of_scans_are_channels(lay):
+    ids = [f"case_{i:04}" for i in range(3)]
+    folder = lay(*[f"{kind}/{case}.nii.gz" for case in ids for kind in ("T1", "warm", "labels") if (case, kind) != (ids[1], "T1")])
+    found = find_cases(folder)
+    assert found.channels == ("T1", "warm") and [case.id for case in found] == ids and len(found.labelled) == 3
+    assert list(found.cases[1].images) == ["warm"]
+    bare = find_cases(lay(*[f"bare/{kind}/{case}.nii.gz" for case in ids for kind in ("T1", "T2")]) / "bare")
+    assert bare.channels == ("T1", "T2") and [case.id for case in bare] == ids
+    named = find_cases(lay(*[f"n/{kind}/p{i}_{kind}.nii" for i in range(2) for kind in ("T1", "FLAIR", "seg")]) / "n")
+    assert named.channels == ("FLAIR", "T1") and [case.id for case in named] == ["p0", "p1"] and len(named.labelled) == 2
+
+
+def test_labels_in_one_folder_beside_a_folder_per_case(lay):
+    found = find_cases(lay("p1/T1.nii", "p1/T2.nii", "p2/T1.nii", "p2/T2.nii", "labels/p1.nii", "labels/p2.nii"))
+    assert found.channels == ("T1", "T2") and [case.label.name for case in found.labelled] == ["p1.nii", "p2.nii"]
+
+
+def test_cases_whose_folders_are_called_like_labels_stay_cases(lay):
+    found = find_cases(lay("tumor/T1.nii", "tumor/T2.nii", "control/T1.nii", "control/T2.nii"))
+    assert [case.id for case in found] == ["control", "tumor"] and found.channels == ("T1", "T2")
+
+
+def test_folders_without_a_channel_in_common_are_refused(lay):
+    with pytest.raises(InputError, match=r"no name of a file is that of a channel.*north has p0, p1, p2"):
+        find_cases(lay("two/north/p0.nii", "two/north/p1.nii", "two/north/p2.nii", "two/south/p3.nii") / "two")
+    with pytest.raises(InputError, match="give one such folder by itself"):
+        find_cases(lay(*[f"one/all/p{i}.nii" for i in range(20)]) / "one")
+    assert find_cases(lay("fine/p1/T1.nii", "fine/p1/T2.nii", "fine/p2/PET.nii") / "fine").channels == ("PET", "T1", "T2")
+
+
+def test_folders_deeper_than_one_level_are_cases(lay):
+    names = [f"{site}/p{i}/v{j}" for site in ("site1", "site2") for i in (1, 2) for j in (1, 2)]
+    folder = lay(*[f"{name}/{file}.nii.gz" for name in names for file in ("T1", "seg")])
+    found = find_cases(folder)
+    assert [case.id for case in found] == [name.replace("/", "_") for name in names]
+    assert found.channels == ("T1",) and len(found.labelled) == 8
+    assert [case.patient for case in found] == ["p1", "p1", "p2", "p2"] * 2
+    split = find_cases(lay("kinds/images/p1/x.nii", "kinds/labels/p1/x.nii", "kinds/images/p2/x.nii") / "kinds")
+    assert [(case.id, case.label is not None) for case in split] == [("p1", True), ("p2", False)]
+    scans = find_cases(lay(*[f"series/p{i}/{kind}/{i}.nii" for i in (1, 2) for kind in ("T1", "T2")]) / "series")
+    assert [case.id for case in scans] == ["p1", "p2"] and scans.channels == ("T1", "T2")
+    sites = find_cases(lay(*[f"s/{site}/{kind}/p{i}.nii" for site in "ab" for kind in ("images", "labels") for i in (1, 2)]) / "s")
+    assert [case.id for case in sites.labelled] == ["a_p1", "a_p2", "b_p1", "b_p2"] and sites.channels == ("image",)
+    with pytest.raises(InputError, match=r"a/b_c and a_b/c would both be case a_b_c"):
+        find_cases(lay("same/a/b_c/T1.nii", "same/a_b/c/T1.nii") / "same")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxseg.data import bids
 from jaxseg.data.io.scans import ScanRef, stem
-from jaxseg.data.layouts import modality as named_modality
+from jaxseg.data.scan_names import modality as named_modality
 
 UNKNOWN = "unknown"
 _AIR_HU = -500.0

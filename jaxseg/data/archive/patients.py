@@ -7,10 +7,14 @@ from pathlib import Path
 
 from jaxseg.data import bids
 from jaxseg.data.io.scans import stem
-from jaxseg.data.layouts import is_modality, role_of, split_name, tokens
+from jaxseg.data.scan_names import is_modality, role_of, split_name, tokens
 
-IMAGE_FOLDERS = frozenset({"images", "image", "imagestr", "imagests", "imagesval"})
-LABEL_FOLDERS = frozenset({"labels", "label", "masks", "mask", "labelstr", "labelsts", "labelsval", "segmentations", "annotations"})
+IMAGE_FOLDERS = frozenset({"images", "image", "imagestr", "imagests", "imagesval", "scans", "volumes", "volume", "imgs", "img"})
+LABEL_FOLDERS = frozenset(
+    {"labels", "label", "masks", "mask", "labelstr", "labelsts", "labelsval", "segmentations", "segmentation", "annotations"}
+)
+# Folders that say where it was taken, not of whom.
+_PLACE = re.compile(r"(site|cent(re|er)|hospital|scanner|cohort|batch)s?[-_ ]?\w{0,3}", re.IGNORECASE)
 # Folders that say what lies in them, never whose it is.
 _GENERIC = frozenset(
     "train training test testing val valid validation dataset datasets data raw rawdata sourcedata derivatives nifti nii dicom scans unlabelled "
@@ -76,7 +80,11 @@ def _role(inner: list[str], name: str, folder: str) -> str:
 
 
 def _generic(folder: str) -> bool:
-    return folder.lower() in _GENERIC | IMAGE_FOLDERS | LABEL_FOLDERS or all(is_modality(word) for word in tokens(folder))
+    return (
+        _PLACE.fullmatch(folder) is not None
+        or folder.lower() in _GENERIC | IMAGE_FOLDERS | LABEL_FOLDERS
+        or all(is_modality(word) for word in tokens(folder))
+    )
 
 
 def _numbered(folder: str) -> bool:

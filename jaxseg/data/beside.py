@@ -1,0 +1,162 @@
+"""Folders beside each other that hold one kind of file each: images/ and labels/, or T1/, FLAIR/ and labels/. Called by `layouts`."""
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from jaxseg.data.io.scans import stem
+from jaxseg.data.scan_names import Found, is_label_word, is_modality, role_of, scans_in, split_name, tokens
+from jaxseg.errors import InputError
+
+# Folders that can be nothing else, and the split that their name says.
+IMAGES = {
+    "images": None,
+    "image": None,
+    "imagestr": "train",
+    "imagests": "test",
+    "scans": None,
+    "volumes": None,
+    "volume": None,
+    "imgs": None,
+    "img": None,
+}
+LABELS = {
+    "labels": None,
+    "label": None,
+    "masks": None,
+    "mask": None,
+    "segmentations": None,
+    "segmentation": None,
+    "annotations": None,
+    "labelstr": "train",
+    "labelsts": "test",
+}
+_LEADING_WORD = re.compile(r"(img|image|scan|volume|vol|label|lbl|segmentation|seg|mask|gt)s?[_\-. ]*(?=.)", re.IGNORECASE)
+
+
+def files_beside(folders: Sequence[Path]) -> list[Found] | None:
+    """The files of such folders, or None where each folder seems to be a case.
+
+    One folder of images beside one of labels is a channel: `image`, or the modality that it is called after. Of several folders of images
+    each is a channel, where their files are called like the labels, or where all of them are called after modalities.
+    """
+    folders = [folder for folder in folders if scans_in(folder)]
+    if any(folder.name.lower() in IMAGES for folder in folders):
+        return images_and_labels(folders)
+    masks = [folder for folder in folders if role_of(folder.name) == "mask"]
+    labels = [folder for folder in folders if folder not in masks and _may_hold_labels(folder)]
+    images = [folder for folder in folders if folder not in masks and folder not in labels]
+    stems = [stem(path) for folder in images for path in scans_in(folder)]
+    labels_of_files = [folder for folder in labels if _called_alike(folder, stems)]
+    sure = [folder for folder in labels if folder in labels_of_files or folder.name.lower() in LABELS]
+    images = [folder for folder in folders if folder not in masks and folder not in sure]
+    channels = all(_is_channel(folder) for folder in images)
+    if not images or not (sure or channels):
+        return None
+    if not labels_of_files and not channels and any(_called_alike(folder, [each.name for each in images]) for folder in sure):
+        return None  # CASE/T1.nii.gz with labels/CASE.nii.gz
+    if not labels_of_files and not channels and len(images) > 1:
+        return None
+    return _channel_folders(images, sure, masks)
+
+
+def images_and_labels(folders: Sequence[Path], channels: Sequence[str] = ()) -> list[Found]:
+    """images*/ and labels*/ with equal names; images may end in a channel number (of `channels`, where declared) or a channel name."""
+    images = [folder for folder in folders if folder.name.lower() in IMAGES]
+    labels = [folder for folder in folders if folder.name.lower() in LABELS]
+    return _paired(images, labels, channels)
+
+
+def labels_beside(folders: Sequence[Path], cases: Collection[str]) -> tuple[list[Path], list[Found]]:
+    """The folders of labels among folders that are cases otherwise, and their files, called by their case."""
+    labels = [folder for folder in folders if folder.name.lower() in LABELS]
+    files = [(path, _owner(stem(path), cases)) for folder in labels for path in scans_in(folder)]
+    return labels, [Found(path, case or stem(path), "label", "") for path, case in files]
+
+
+def _may_hold_labels(folder: Path) -> bool:
+    words = tokens(folder.name)
+    last = bool(words) and is_label_word(words[-1]) and not any(character.isdigit() for character in folder.name)
+    return folder.name.lower() in LABELS or (last and _names_cases(folder))
+
+
+def _is_channel(folder: Path) -> bool:
+    """Whether a folder is called after a modality and its files are not."""
+    return bool(tokens(folder.name)) and all(is_modality(word) for word in tokens(folder.name)) and _names_cases(folder)
+
+
+def _names_cases(folder: Path) -> bool:
+    """Whether files are called by more than channels and labels, as T1.nii.gz and seg.nii.gz are."""
+    return all(any(not is_modality(word) and role_of(word) == "image" for word in tokens(stem(path))) for path in scans_in(folder))
+
+
+def _called_alike(folder: Path, names: Collection[str]) -> bool:
+    return any(_owner(stem(path), names) is not None for path in scans_in(folder))
+
+
+def _owner(label: str, names: Collection[str]) -> str | None:
+    """The case that a label file belongs to, of images (or folders) with these names; several images may begin with it."""
+    head, rest = split_name(label)
+    for case in (label, head) if role_of(rest) == "label" else (label,):
+        if case in names or any(name.startswith((f"{case}_", f"{case}-")) for name in names):
+            return case
+    bare = _LEADING_WORD.sub("", label, count=1)
+    alike = [name for name in names if _LEADING_WORD.sub("", name, count=1) == bare]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _paired(images: Sequence[Path], labels: Sequence[Path], channels: Sequence[str]) -> list[Found]:
+    """One kind of image folder, whose files may be several channels of a case, and the labels that belong to them."""
+    paths = [(folder, path) for folder in images for path in scans_in(folder)]
+    names = {stem(path) for _, path in paths}
+    owners = {path: _owner(stem(path), names) or stem(path) for folder in labels for path in scans_in(folder)}
+    ids = set(owners.values())
+    files = []
+    for folder, path in paths:
+        case, channel = _image_name(stem(path), ids, channels)
+        files.append(Found(path, case, "image", channel, IMAGES.get(folder.name.lower())))
+    splits = {file.case: file.split for file in files}
+    return files + [Found(path, case, "label", "", splits.get(case, LABELS.get(path.parent.name.lower()))) for path, case in owners.items()]
+
+
+def _image_name(name: str, ids: set[str], channels: Sequence[str]) -> tuple[str, str]:
+    if name in ids:
+        return name, (*channels, "image")[0]
+    if number := re.fullmatch(r"(.+)_(\d{4})", name):
+        index = int(number[2])
+        if channels and index >= len(channels):
+            raise InputError(f"image {name}: channel number {index}, but dataset.json declares {len(channels)}: {tuple(channels)}")
+        return number[1], channels[index] if channels else number[2]
+    owners = [case for case in ids if name.startswith((f"{case}_", f"{case}-"))]
+    if owners:
+        owner = max(owners, key=len)
+        return owner, name[len(owner) + 1 :]
+    if ids:
+        return name, "image"
+    case, channel = split_name(name)
+    return case, channel or "image"
+
+
+def _channel_folders(images: Sequence[Path], labels: Sequence[Path], masks: Sequence[Path]) -> list[Found]:
+    if len(images) == 1 and not _is_channel(images[0]):
+        files = _paired(images, labels, ())
+    else:
+        case_of = _case_names(images, labels)
+        files = [Found(path, case_of(path), "image", folder.name) for folder in images for path in scans_in(folder)]
+        cases = {file.case for file in files}
+        owners = [(path, _owner(stem(path), cases) or case_of(path)) for folder in labels for path in scans_in(folder)]
+        files += [Found(path, case, "label", "") for path, case in owners]
+    cases = {file.case for file in files}
+    owned = [(folder, path, _owner(stem(path), cases)) for folder in masks for path in scans_in(folder)]
+    return files + [Found(path, case, "mask", folder.name) for folder, path, case in owned if case in cases]
+
+
+def _case_names(images: Sequence[Path], labels: Sequence[Path]) -> Callable[[Path], str]:
+    """Path → case id: the file's name, or what comes before its channel (p1_T1) where the names of no two folders meet without that."""
+    names = [[stem(path) for path in scans_in(folder)] for folder in images]
+    others = names + [[stem(path) for path in scans_in(folder)] for folder in labels]
+    meet = (len(images) == 1 and not labels) or any(set(one) & set(other) for i, one in enumerate(names) for other in others[i + 1 :])
+    heads = [[split_name(name)[0] for name in each] for each in names]
+    if meet or any(len(set(each)) < len(each) for each in heads):
+        return stem
+    return lambda path: split_name(stem(path))[0]
