@@ -42,7 +42,7 @@ def restore_folder(folder: str | Path, out: str | Path, *, processes: int | None
     folder, out = Path(folder).resolve(), Path(out).resolve()
     if out == folder or folder in out.parents:
         raise InputError(f"{out}: lies within the folder to restore; choose an --out outside of it")
-    cases = find_cases(folder).cases
+    cases = find_cases(folder, dicom=False).cases
     with lock_folder(out):
         known = _known(folder, out)
         waiting = [case for case in cases if case.id not in known]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxseg.data import layouts
 from jaxseg.data.archive.patients import owner_of
+from jaxseg.data.dicom_cases import dicom_cases
 from jaxseg.data.layouts import Declared
 from jaxseg.data.scan_names import Found, is_anonymisation, is_called, is_modality, tokens
 from jaxseg.errors import InputError
@@ -67,19 +68,21 @@ class CaseSet:
         return tuple(case for case in self.cases if case.label is not None)
 
 
-def find_cases(folder: str | Path, *, channels: Sequence[str] | None = None, label: str | None = None) -> CaseSet:
-    """Sort the NIfTI files of a folder into cases, by their names alone (a broken scan is found like any other).
+def find_cases(folder: str | Path, *, channels: Sequence[str] | None = None, label: str | None = None, dicom: bool = True) -> CaseSet:
+    """Sort the scans of a folder into cases, by their names alone (a broken scan is found like any other).
 
     Understands, in this order: a `dataset.json` here or one level below (nnU-Net, Medical Decathlon); BIDS (`sub-01/[ses-1/]anat/`, with
     labels beside the images or in `derivatives/`); `imagesTr/` or `images/` with `labelsTr/` or `labels/`, or folders called after channels
     (`T1/`, `FLAIR/`, `labels/`); one flat folder (`ID_T1.nii.gz`, `ID_seg.nii.gz`); a folder per case (`STS_001/T1.nii.gz`), also deeper
     (`SITE/PATIENT/VISIT/T1.nii.gz`, whose id is `SITE_PATIENT_VISIT`).
+    A folder without any such file, but with DICOM series, is understood as well (`dicom_cases`): a case a study.
     Files are matched by name; hidden files are passed over. A brain mask is neither image nor label: it is the case's `mask`; nor are masks of
     what anonymisation took away (`T1_anon_mask`).
 
     Args:
         channels: use these channels in this order (any case of letters); a case that lacks one is kept without it.
         label: which file is the label, where several might be: its name or the part after the case id, such as "tumour".
+        dicom: look for DICOM series where there is no other scan.
 
     Raises:
         InputError: no case was found, a case has several possible labels or files of the same channel, a label without an image,
@@ -88,7 +91,17 @@ def find_cases(folder: str | Path, *, channels: Sequence[str] | None = None, lab
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: {'this is a file, expected a folder of cases' if folder.exists() else 'no such folder'}")
-    found, declared, kind = layouts.recognise(folder, label)
+    try:
+        found, declared, kind = layouts.recognise(folder, label)
+    except layouts.NothingFound as nothing:
+        try:
+            studies = dicom_cases(folder) if dicom else []
+        except InputError as none:
+            raise InputError(f"{nothing}. {none}") from None
+        if not studies:
+            raise
+        series = [Case(study.id, study.images, patient=study.patient) for study in studies]
+        return _case_set(folder, series, Declared(), "DICOM", channels)
     by_id: dict[tuple[str, str | None], list[Found]] = {}
     for file in found:
         by_id.setdefault((file.case, file.split), []).append(file)

@@ -35,7 +35,7 @@ def cases_of_index(folder: str | Path, *, channels: Sequence[str] | None = None,
     sets, reasons = [], []
     for number, root in enumerate(index.roots):
         try:
-            found = find_cases(root, channels=channels, label=label)
+            found = find_cases(root, channels=channels, label=label, dicom=False)
         except InputError as error:
             reasons.append(str(error))
             continue

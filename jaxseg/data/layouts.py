@@ -22,6 +22,10 @@ UNDERSTOOD = (
 PER_CASE, DEEPER = "a folder per case", "a folder per case, deeper"
 
 
+class NothingFound(InputError):
+    """A folder without any file of the formats that layouts are made of."""
+
+
 @dataclass(frozen=True)
 class Declared:
     """What a dataset.json says."""
@@ -88,8 +92,8 @@ def _found_something(folder: Path, files: list[Found]) -> list[Found]:
     inside = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")][:10000]
     kinds = Counter("".join(path.suffixes[-2:]) or "no suffix" for path in inside)
     what = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no files at all"
-    raise InputError(
-        f"{folder}: no cases found; there is {what}. Layouts that are understood, with NIfTI, NRRD or MetaImage files: {UNDERSTOOD}"
+    raise NothingFound(
+        f"{folder}: no cases found; there is {what}. Layouts that are understood, with NIfTI, NRRD or MetaImage files: {UNDERSTOOD}; or folders of DICOM series"
     )
 
 
