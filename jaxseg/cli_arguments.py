@@ -1,6 +1,7 @@
 """What each verb of `jaxseg` takes on the command line. `cli` parses with it, and does what the verb says."""
 
 import argparse
+import math
 from pathlib import Path
 
 from jaxseg import __version__
@@ -157,7 +158,7 @@ def _segment(verbs) -> None:
         "scans", type=Path, nargs="+", help="folders of scans, or the files of one case, one a channel in the model's order"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the label files, one a case")
-    parser.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows (default: %(default)s)")
+    parser.add_argument("--overlap", type=_share, default=0.5, help="of neighbouring windows (default: %(default)s)")
     parser.add_argument("--allow-missing", action="store_true", help="segment scans that lack one of the model's channels")
 
 
@@ -175,7 +176,7 @@ def _evaluate(verbs) -> None:
         "any truth holds)",
     )
     scored.add_argument("--like", type=Path, metavar="MODEL", help="score the labels or regions of this model folder (or store)")
-    parser.add_argument("--tolerance", type=float, default=2.0, help="of the surface Dice, in mm (default: %(default)s)")
+    parser.add_argument("--tolerance", type=_length, default=2.0, help="of the surface Dice, in mm (default: %(default)s)")
     parser.add_argument("--allow-missing", action="store_true", help="a truth without a prediction counts as Dice 0 instead of an error")
     parser.add_argument("--resample", action="store_true", help="bring predictions on another grid onto the truth's, by world coordinates")
 
@@ -253,6 +254,27 @@ def _signal(text: str) -> tuple[str, tuple[float, ...]]:
     if not channel or len(values) != 3:
         raise argparse.ArgumentTypeError(f"expected a channel and three numbers such as FLAIR=1.8,1,0, found {text!r}")
     return channel, values
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 up to but not including 1, found {text!r}")
+    return value
+
+
+def _length(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a length in mm that is not negative, such as 2, found {text!r}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _spacing(text: str) -> tuple[float, ...]:

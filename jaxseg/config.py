@@ -68,7 +68,7 @@ def _read(path: Path, kind: str, expected: type[C]) -> C:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, NameError, TypeError, ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # it is a script: whatever it raises is the user's to mend
         raise ConfigError(f"{path}: this config does not build: {type(error).__name__}: {error}") from error
     config = getattr(module, "config", getattr(module, kind, None))
     if not isinstance(config, expected):

@@ -15,6 +15,7 @@ from typing import Any
 from jaxseg.errors import InputError, StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_FOLDER = {errno.EEXIST, errno.ENOTDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 
 
 @contextlib.contextmanager
@@ -32,6 +33,22 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. StorageError where that cannot be, as below a file."""
+    with storage_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER:
+                raise
+            raise StorageError(f"{folder}: no folder can be made here ({_obstacle(folder, error)}); choose another --out") from error
+
+
+def _obstacle(folder: Path, error: OSError) -> str:
+    file = next((path for path in (folder, *folder.parents) if os.path.isfile(path)), None)
+    return error.strerror if file is None else f"{'this' if file == folder else file} is a file"
+
+
 def write_whole(path: str | Path, write: Callable[[Path], object], *, mode: int = 0o666) -> Path:
     """Call `write(temporary)` and move the result to `path`, so that a reader never sees half a file.
 
@@ -39,8 +56,10 @@ def write_whole(path: str | Path, write: Callable[[Path], object], *, mode: int 
     file's permissions: 0o600 keeps it to its owner from the start.
     """
     path = Path(path)
+    make_folder(path.parent)
+    if os.path.isdir(path):
+        raise StorageError(f"{path}: this is a folder, expected the name of a file to write; choose another --out")
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".writing-", suffix="".join(path.suffixes[-2:]), dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -100,8 +119,8 @@ def sha256_of_each(paths: Sequence[str | Path]) -> list[str]:
 def lock_folder(folder: str | Path) -> Iterator[None]:
     """Hold `folder` for one process; a second one gets a StorageError. The lock dies with its process."""
     folder = Path(folder)
+    make_folder(folder)
     with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:

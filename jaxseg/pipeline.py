@@ -252,6 +252,11 @@ def _plan(job: MainJob, inputs: Inputs) -> Plan:
     if path.is_file():
         return Plan.from_json(read_json(path))
     recipe = guess_recipe(inputs.labelled, max_voxels=job.max_voxels)
+    if not recipe.labels:
+        raise InputError(
+            f"{job.labelled}: the labels of all {len(inputs.labelled.labelled)} labelled cases are empty (no voxel above 0): there is nothing to "
+            "learn; give labels that outline something, or say which file is the label with --label-name"
+        )
     if job.spacing is not None:
         recipe = dataclasses.replace(recipe, spacing=job.spacing)
     plan = make_plan(

@@ -143,12 +143,12 @@ def _kept_recipe(out: Path, guess: Recipe) -> Recipe:
 
 
 def recipe_of(folder: Path) -> Recipe:
-    """The recipe of a store or model folder. InputError if it is neither."""
+    """The recipe of a store or model folder. InputError if it is neither, or a model whose card says no recipe."""
     if (folder / "store.json").is_file():
         return open_store(folder).recipe
     if (folder / "model.json").is_file():
         fields = read_card(folder).get("recipe")
         if not isinstance(fields, dict):
-            raise InputError(f"{folder}: the card of this model says no recipe; take a model folder that fine-tuning or pretraining wrote")
+            raise InputError(f"{folder}: the card of this model (model.json) names no recipe; give a store, or a model that jaxseg trained")
         return from_json(Recipe, fields)
     raise InputError(f"{folder}: neither a store (store.json) nor a model folder (model.json)")

@@ -199,6 +199,34 @@ def test_a_label_on_another_grid_leaves_the_case_out_with_the_numbers(capsys, tm
     assert "16×18×16" in error
 
 
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/nowhere"])
+def test_an_out_that_cannot_be_made_is_one_line(capsys, model, scans, tmp_path, out):
+    (tmp_path / "file").write_text("")
+    truths = tmp_path / "truth"
+    truths.mkdir()
+    (truths / "case_0.nii.gz").write_bytes((scans / "case_0" / "seg.nii.gz").read_bytes())
+    jobs = [
+        ["index", scans],
+        ["prepare", scans],
+        ["segment", model, scans],
+        ["evaluate", truths, truths],
+        ["run", "--unlabelled", scans, "--labelled", scans, "--labels", "1"],
+        ["demo"],
+    ]
+    for job in jobs:
+        error = fails(capsys, *job, "--out", tmp_path / out)
+        assert "choose another --out" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "value"), [("segment", "--overlap", "1"), ("evaluate", "--tolerance", "nan"), ("evaluate", "--tolerance", "-1")]
+)
+def test_a_number_out_of_range_is_refused(capsys, verb, option, value):
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "A", "B", "--out", "O", f"{option}={value}"])
+    assert stopped.value.code == 2 and f"argument {option}: expected a" in capsys.readouterr().err
+
+
 def test_the_module_runs_verbs_as_the_command_does(tmp_path):
     command = [sys.executable, "-m", "jaxseg.cli", "report", str(tmp_path / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])

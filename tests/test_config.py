@@ -71,6 +71,9 @@ def test_a_mistyped_name_is_met_with_the_nearest_one():
         ("x = 1", "NoneType"),
         ("config = (", "SyntaxError"),
         ("import nothing_of_that_name", "ModuleNotFoundError"),
+        ("config = 1 / 0", "ZeroDivisionError"),
+        ("raise SystemExit('no')", "SystemExit"),
+        ("open('/absent/file')", "FileNotFoundError"),
     ],
 )
 def test_a_file_that_builds_no_config_is_refused(tmp_path, text, found):

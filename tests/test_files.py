@@ -34,6 +34,18 @@ def test_a_full_or_read_only_disk_is_a_storage_error(tmp_path, number, words):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder, words in (("file", "this is a file"), ("file/below/it", "file is a file"), ("x" * 300, "too long")):
+        with pytest.raises(StorageError, match=words):
+            write_json(tmp_path / folder / "a.json", {})
+        with pytest.raises(StorageError, match=r"no folder can be made here .*choose another --out"):
+            lock_folder(tmp_path / folder).__enter__()
+    with pytest.raises(StorageError, match="this is a folder, expected the name of a file"):
+        write_json(tmp_path, {})
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_json_that_is_missing_or_broken_names_the_file(tmp_path):
     with pytest.raises(InputError, match=r"absent\.json: no such file"):
         read_json(tmp_path / "absent.json")

@@ -291,3 +291,13 @@ def test_a_lone_channel_of_another_modality_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"its scans are FLAIR, those of the labelled cases T1; "):
         _same_channels(cases, ("T1",), tmp_path)
     assert _same_channels(cases, ("image",), tmp_path) == cases
+
+
+def test_labels_that_are_all_empty_are_refused_before_training(tmp_path):
+    scans = write_scans(tmp_path / "scans", count=3)
+    for path in scans.glob("*/seg.nii.gz"):
+        label = jaxseg.load_volume(path)
+        save_volume(dataclasses.replace(label, array=np.zeros(label.array.shape, np.uint8)), path)
+    job = MainJob(unlabelled=write_scans(tmp_path / "archive", labelled=False, seed=1), labelled=scans, out=tmp_path / "out", labels=1)
+    with pytest.raises(InputError, match="labels of all 3 labelled cases are empty"):
+        run_main_job(job, Trainers(pretrain=None, finetune=None))

@@ -15,6 +15,7 @@ from jaxseg.data.stacking import stack_case
 from jaxseg.data.volume import Volume
 from jaxseg.errors import ConfigError, InputError
 from jaxseg.prepare import Wishes, prepare_folder
+from jaxseg.zoo import create_model, save_model
 from tests.tiny_store import write_scans
 
 
@@ -104,3 +105,10 @@ def test_a_supplied_brain_mask_cuts_the_scan_and_a_missing_one_is_said(scans):
     assert (done.image[~done.mask] == 0).all() and done.image[done.mask].mean() == pytest.approx(0, abs=1e-3)
     with pytest.raises(InputError, match=r"case case_1: .*brain mask.*has none"):
         prepare_case(found.cases[1], recipe)
+
+
+def test_a_model_whose_card_says_no_recipe_is_no_example(scans, tmp_path):
+    network = create_model("unetr_tiny", in_channels=2, crop=8, token=4, width=24, depth=2, heads=2, feature=4)
+    save_model(tmp_path / "model", network, {"channels": ["T1", "T2"]})
+    with pytest.raises(InputError, match=r"model: the card .* names no recipe"):
+        prepare_folder(scans, tmp_path / "store", like=tmp_path / "model")

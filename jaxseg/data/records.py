@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxseg.errors import InputError
-from jaxseg.files import sha256_of, storage_errors
+from jaxseg.files import make_folder, sha256_of, storage_errors
 
 NAME = "jaxseg_cases"
 SPLIT = "cases"
@@ -31,8 +31,8 @@ def write_records(folder: Path, version: str, records: Callable[[], Iterator[dic
 
     One record is in memory at a time besides TFDS' own sorting buffer (at most 1 GB of compressed records, then it goes to disk).
     """
+    make_folder(folder)
     with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         # What a killed run left behind.
         for left in [version_folder(folder, version), *(folder / NAME).glob("incomplete.*")]:
             shutil.rmtree(left, ignore_errors=True)

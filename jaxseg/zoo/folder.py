@@ -22,7 +22,7 @@ from safetensors.numpy import load as parse_arrays
 
 import jaxseg
 from jaxseg.errors import CheckpointError, ConfigError, InputError
-from jaxseg.files import read_json, sha256_of, storage_errors, write_whole
+from jaxseg.files import read_json, sha256_of, write_whole
 from jaxseg.zoo.names import flatten_params, unflatten_params
 from jaxseg.zoo.registry import architecture, build
 from jaxseg.zoo.safetensors_file import write_safetensors
@@ -93,8 +93,6 @@ def save_model(folder: str | Path, network: nnx.Module, card: Mapping[str, Any])
 
         write_whole(folder / WEIGHTS, write_weights)
 
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / CARD, write_both)
     return folder
 
