@@ -178,7 +178,7 @@ def _read_inputs(job: MainJob) -> Inputs:
     labelled = find_cases(job.labelled, channels=job.channels, label=job.label_name)
     if not labelled.labelled:
         raise InputError(f"{job.labelled}: {len(labelled)} cases were found, none with a label; name the label's file with --label-name")
-    unlabelled = _same_channels(find_cases(job.unlabelled, label=job.label_name), labelled.channels, job.unlabelled)
+    unlabelled = _same_channels(find_cases(job.unlabelled, label=job.label_name, labels=False), labelled.channels, job.unlabelled)
     test = None
     if job.test is not None:
         test = _same_channels(find_cases(job.test, label=job.label_name), labelled.channels, job.test)

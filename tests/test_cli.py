@@ -139,6 +139,13 @@ def test_a_folder_of_which_no_case_fits_is_an_error(capsys, model, tmp_path):
     assert "none of the 2 cases" in fails(capsys, "segment", model, folder, "--out", tmp_path / "out")
 
 
+def test_labels_beside_scans_to_segment_are_none_of_its_business(model, tmp_path):
+    folder = write_scans(tmp_path / "scans", count=2)
+    (folder / "case_0" / "lesion.nii.gz").write_bytes((folder / "case_0" / "seg.nii.gz").read_bytes())
+    assert main(["segment", str(model), str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["case_0.nii.gz", "case_1.nii.gz"]
+
+
 def test_a_model_folder_that_is_none_is_named(capsys, scans, tmp_path):
     assert "model.json" in fails(capsys, "segment", tmp_path, scans, "--out", tmp_path / "o")
 

@@ -301,3 +301,13 @@ def test_labels_that_are_all_empty_are_refused_before_training(tmp_path):
     job = MainJob(unlabelled=write_scans(tmp_path / "archive", labelled=False, seed=1), labelled=scans, out=tmp_path / "out", labels=1)
     with pytest.raises(InputError, match="labels of all 3 labelled cases are empty"):
         run_main_job(job, Trainers(pretrain=None, finetune=None))
+
+
+def test_stray_labels_among_the_unlabelled_scans_do_not_stop_a_job(tmp_path):
+    archive = write_scans(tmp_path / "archive", count=2)
+    label = (archive / "case_0" / "seg.nii.gz").read_bytes()
+    (archive / "case_0" / "lesion.nii.gz").write_bytes(label)
+    (archive / "case_9").mkdir()
+    (archive / "case_9" / "mask.nii.gz").write_bytes(label)
+    job = MainJob(unlabelled=archive, labelled=write_scans(tmp_path / "labelled", seed=1), out=tmp_path / "out", labels=1)
+    assert [case.id for case in _read_inputs(job).unlabelled] == ["case_0", "case_1"]

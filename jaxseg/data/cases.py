@@ -68,7 +68,9 @@ class CaseSet:
         return tuple(case for case in self.cases if case.label is not None)
 
 
-def find_cases(folder: str | Path, *, channels: Sequence[str] | None = None, label: str | None = None, dicom: bool = True) -> CaseSet:
+def find_cases(
+    folder: str | Path, *, channels: Sequence[str] | None = None, label: str | None = None, labels: bool = True, dicom: bool = True
+) -> CaseSet:
     """Sort the scans of a folder into cases, by their names alone (a broken scan is found like any other).
 
     Understands, in this order: a `dataset.json` here or one level below (nnU-Net, Medical Decathlon); BIDS (`sub-01/[ses-1/]anat/`, with
@@ -82,6 +84,7 @@ def find_cases(folder: str | Path, *, channels: Sequence[str] | None = None, lab
     Args:
         channels: use these channels in this order (any case of letters); a case that lacks one is kept without it.
         label: which file is the label, where several might be: its name or the part after the case id, such as "tumour".
+        labels: pass labels over where this is False: a job that needs none is not stopped by a label too many, or one without an image.
         dicom: look for DICOM series where there is no other scan.
 
     Raises:
@@ -102,6 +105,8 @@ def find_cases(folder: str | Path, *, channels: Sequence[str] | None = None, lab
             raise
         series = [Case(study.id, study.images, patient=study.patient) for study in studies]
         return _case_set(folder, series, Declared(), "DICOM", channels)
+    if not labels:
+        found = _without_labels(folder, found)
     by_id: dict[tuple[str, str | None], list[Found]] = {}
     for file in found:
         by_id.setdefault((file.case, file.split), []).append(file)
@@ -113,6 +118,14 @@ def find_cases(folder: str | Path, *, channels: Sequence[str] | None = None, lab
         cases = [dataclasses.replace(case, patient=owner_of(next(iter(case.images.values())), folder).patient) for case in cases]
     _check_unique(folder, cases)
     return _case_set(folder, cases, declared, kind, channels)
+
+
+def _without_labels(folder: Path, found: list[Found]) -> list[Found]:
+    """The images, and the masks of cases that have one."""
+    cases = {(file.case, file.split) for file in found if file.role == "image"}
+    if not cases:
+        raise InputError(f"{folder}: only files that are called like labels or masks, such as {found[0].path.name}; expected images")
+    return [file for file in found if file.role != "label" and (file.case, file.split) in cases]
 
 
 def _case(folder: Path, case: str, split: str | None, files: list[Found], label: str | None) -> Case:

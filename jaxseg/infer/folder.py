@@ -89,7 +89,7 @@ def segment_folder(
 def _folders_as_cases(model: Model, scans: Sequence[Path]) -> list[Case]:
     found: dict[str, Case] = {}
     for folder in scans:
-        for case in find_cases(folder):
+        for case in find_cases(folder, labels=False):
             if case.id in found:
                 raise InputError(
                     f"{folder}: case {case.id} was found in another of the folders too; segment them into different --out folders"

@@ -153,6 +153,18 @@ def test_what_is_ambiguous_is_refused_with_names(lay):
         find_cases(lay("mix/a.nii", "mix/b/c.nii") / "mix")
 
 
+def test_labels_are_passed_over_where_none_are_needed(lay):
+    two = lay("two/p1/T1.nii", "two/p1/seg.nii", "two/p1/lesion.nii", "two/p2/T1.nii") / "two"
+    found = find_cases(two, labels=False)
+    assert [case.id for case in found] == ["p1", "p2"] and found.channels == ("T1",) and not found.labelled
+    stray = lay("stray/p_T1.nii", "stray/q_mask.nii", "stray/p_brainmask.nii") / "stray"
+    [case] = find_cases(stray, labels=False)
+    assert case.id == "p" and case.mask == stray / "p_brainmask.nii"
+    assert [case.id for case in find_cases(lay("said/p/T1.nii", "said/p/expert.nii") / "said", label="expert", labels=False)] == ["p"]
+    with pytest.raises(InputError, match=r"only files that are called like labels or masks, such as q_seg.nii"):
+        find_cases(lay("none/q_seg.nii") / "none", labels=False)
+
+
 def test_a_label_called_unlike_any_word_known_here(lay):
     folder = lay("p1/T1.nii", "p1/expert2.nii", "p2/T1.nii", "p2/expert2.nii")
     assert find_cases(folder).channels == ("T1", "expert2")
