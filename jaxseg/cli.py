@@ -20,6 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known, rest = parser.parse_known_args(arguments)
     if rest and known.verb not in ("pretrain", "finetune"):
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    if getattr(known, "fields", False):
+        rest = ["--help"]
     try:
         return _CALLS[known.verb](known, rest) or 0
     except JaxsegError as error:

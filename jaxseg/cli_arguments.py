@@ -27,8 +27,31 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb(verbs, name: str, text: str) -> argparse.ArgumentParser:
-    return verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+def _verb(verbs, name: str, text: str, *, add_help: bool = True) -> argparse.ArgumentParser:
+    return verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", add_help=add_help)
+
+
+class _Help(argparse.Action):
+    """--help after a config is for the config's own parser, which lists its fields; without one it shows this help."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if getattr(namespace, "config", None) is None:
+            parser.print_help()
+            parser.exit()
+        namespace.fields = True
+
+
+def _with_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a shipped config's name, or a .py file")
+    parser.add_argument(
+        "-h",
+        "--help",
+        dest="fields",
+        action=_Help,
+        nargs=0,
+        default=False,
+        help="show this help; after CONFIG: list every field of the config",
+    )
 
 
 def _demo(verbs) -> None:
@@ -142,20 +165,29 @@ def _plan(verbs) -> None:
 
 
 def _pretrain(verbs) -> None:
-    parser = _verb(verbs, "pretrain", "pretrain an encoder on a store: jaxseg pretrain CONFIG --store S --out O [--field value …]")
-    parser.add_argument("config", help="a shipped config's name, or a .py file")
+    _with_config(
+        _verb(
+            verbs, "pretrain", "pretrain an encoder on a store: jaxseg pretrain CONFIG --store S --out O [--field value …]", add_help=False
+        )
+    )
 
 
 def _finetune(verbs) -> None:
-    parser = _verb(verbs, "finetune", "fine-tune for segmentation: jaxseg finetune CONFIG --store S --out O --init P [--field value …]")
-    parser.add_argument("config", help="a shipped config's name, or a .py file")
+    _with_config(
+        _verb(
+            verbs,
+            "finetune",
+            "fine-tune for segmentation: jaxseg finetune CONFIG --store S --out O --init P [--field value …]",
+            add_help=False,
+        )
+    )
 
 
 def _segment(verbs) -> None:
     parser = _verb(verbs, "segment", "segment scans with a model folder, each on its own grid")
     parser.add_argument("model", type=Path, help="a model folder")
     parser.add_argument(
-        "scans", type=Path, nargs="+", help="folders of scans, or the files of one case, one a channel in the model's order"
+        "scans", type=Path, nargs="+", help="folders of scans, or the files of one case, one a channel in the model's order (or 4-D)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the label files, one a case")
     parser.add_argument("--overlap", type=_share, default=0.5, help="of neighbouring windows (default: %(default)s)")

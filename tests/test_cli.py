@@ -54,6 +54,15 @@ def test_help_lists_every_verb(capsys):
         assert f"    {verb} " in text
 
 
+@pytest.mark.parametrize(("verb", "config", "field"), [("pretrain", "brain_mae", "--model.mask-ratio"), ("finetune", "brain", "--optim.lr")])
+def test_help_after_a_config_lists_its_fields(capsys, verb, config, field):
+    for arguments, listed in (([config, "--help"], True), ([config, "-h"], True), (["--help"], False)):
+        with pytest.raises(SystemExit) as stopped:
+            main([verb, *arguments])
+        text = capsys.readouterr().out
+        assert stopped.value.code == 0 and (field in text) == listed and f"jaxseg {verb}" in text
+
+
 def test_models_are_listed_with_their_size(capsys):
     assert main(["models"]) == 0
     listed = capsys.readouterr().out
