@@ -54,7 +54,9 @@ def test_help_lists_every_verb(capsys):
         assert f"    {verb} " in text
 
 
-@pytest.mark.parametrize(("verb", "config", "field"), [("pretrain", "brain_mae", "--model.mask-ratio"), ("finetune", "brain", "--optim.lr")])
+@pytest.mark.parametrize(
+    ("verb", "config", "field"), [("pretrain", "brain_mae", "--model.mask-ratio"), ("finetune", "brain", "--optim.lr")]
+)
 def test_help_after_a_config_lists_its_fields(capsys, verb, config, field):
     for arguments, listed in (([config, "--help"], True), ([config, "-h"], True), (["--help"], False)):
         with pytest.raises(SystemExit) as stopped:
@@ -133,6 +135,23 @@ def test_segment_refuses_scans_of_another_modality(capsys, tmp_path):
         jaxseg.segment(jaxseg.load_model(model), jaxseg.load_volume(scans / "P1_T1.nii.gz"))
     (scans / "P1_T1.nii.gz").rename(scans / "P1.nii.gz")
     assert main(["segment", str(model), str(scans / "P1.nii.gz"), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_4d_file_holds_the_channels_in_the_order_of_the_card(capsys, model, scans, tmp_path):
+    files = [scans / "case_0" / f"{name}.nii.gz" for name in ("T1", "T2")]
+    volumes = [jaxseg.load_volume(file) for file in files]
+    for count in (2, 3):
+        array = np.concatenate([volume.array for volume in volumes] + [volumes[0].array] * (count - 2), -1)
+        names = tuple("abc"[:count])
+        save_volume(Volume(array, volumes[0].affine, names, None), tmp_path / f"of{count}" / "P1.nii.gz")
+    assert main(["segment", str(model), *map(str, files), "--out", str(tmp_path / "two")]) == 0
+    [apart] = (tmp_path / "two").glob("*.nii.gz")
+    for number, source in enumerate([tmp_path / "of2" / "P1.nii.gz", tmp_path / "of2"]):
+        assert main(["segment", str(model), str(source), "--out", str(tmp_path / f"packed{number}")]) == 0
+        labels = jaxseg.load_volume(tmp_path / f"packed{number}" / "P1.nii.gz")
+        np.testing.assert_array_equal(labels.array, jaxseg.load_volume(apart).array)
+    error = fails(capsys, "segment", model, tmp_path / "of3" / "P1.nii.gz", "--out", tmp_path / "other")
+    assert "2 channels (T1, T2)" in error and "a 4-D file with 3 volumes" in error
 
 
 def test_one_case_that_lacks_a_channel_does_not_stop_the_others(capsys, model, tmp_path):

@@ -11,6 +11,7 @@ from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file
 from jaxseg.data.stacking import stack_case
 from jaxseg.errors import InputError, JaxsegError, StorageError
 from jaxseg.infer.made_from import Predictions, origin_of
+from jaxseg.infer.packed import unpacked, volumes_in
 from jaxseg.infer.predict import recipe_of_model, segment
 from jaxseg.zoo import Model, load_model
 
@@ -67,7 +68,8 @@ def segment_folder(
 
     Args:
         model: a model folder.
-        scans: folders in any layout that `find_cases` knows; or files, one a channel in the model's order, which are one case.
+        scans: folders in any layout that `find_cases` knows; or files, one a channel in the model's order (or a 4-D
+            one with all of them), which are one case.
         out: folder for the label files.
         allow_missing: take a scan without one of the model's channels as if that channel were empty, instead of refusing it.
 
@@ -94,16 +96,20 @@ def _folders_as_cases(model: Model, scans: Sequence[Path]) -> list[Case]:
                 raise InputError(
                     f"{folder}: case {case.id} was found in another of the folders too; segment them into different --out folders"
                 )
-            found[case.id] = case
+            found[case.id] = unpacked(case, model.card["channels"])
     return list(found.values())
 
 
 def _files_as_case(model: Model, files: Sequence[Path]) -> list[Case]:
-    channels = model.card["channels"]
+    channels, name = model.card["channels"], stem(files[0])
+    if len(files) == 1 and len(channels) > 1 and (case := unpacked(Case(name, {"image": files[0]}), channels)).packed:
+        return [case]
     if len(files) != len(channels):
+        count = volumes_in(files[0]) if len(files) == 1 else 1
+        given = f"{files[0]} is a 4-D file with {count} volumes" if count > 1 else f"{len(files)} files were given"
         raise InputError(
-            f"this model takes {len(channels)} channels ({', '.join(channels)}), but {len(files)} files were given; "
-            "give one file a channel, in that order, or a folder"
+            f"this model takes {len(channels)} channels ({', '.join(channels)}), but {given}; "
+            "give one file a channel, in that order, a 4-D file with as many volumes, or a folder"
         )
     for path, channel in zip(files, channels):
         if modalities_differ(modality_of_file(stem(path)), modality(channel)):
@@ -111,5 +117,4 @@ def _files_as_case(model: Model, files: Sequence[Path]) -> list[Case]:
                 f"{path}: by its name this is no {channel}, for which it was given; give the files in the order {', '.join(channels)}, or rename "
                 "the file if its name is wrong"
             )
-    name = files[0].name.removesuffix(".gz").removesuffix(".nii")
     return [Case(name, dict(zip(channels, files)))]
