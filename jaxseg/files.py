@@ -46,7 +46,7 @@ def make_folder(folder: Path) -> None:
 
 def _obstacle(folder: Path, error: OSError) -> str:
     file = next((path for path in (folder, *folder.parents) if os.path.isfile(path)), None)
-    return error.strerror if file is None else f"{'this' if file == folder else file} is a file"
+    return str(error.strerror) if file is None else f"{'this' if file == folder else file} is a file"
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object], *, mode: int = 0o666) -> Path:
