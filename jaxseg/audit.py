@@ -3,11 +3,13 @@
 Called by `jaxseg audit`, the main job, fine-tuning and the few-label study.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxseg.data.archive import read_index
+from jaxseg.data.archive.patients import is_counted
 from jaxseg.data.catalog import open_store
 from jaxseg.data.duplicates import Overlaps, Scan, find_overlaps, scans_of_card, scans_of_index, scans_of_store
 from jaxseg.errors import ConfigError, InputError
@@ -31,7 +33,8 @@ def refuse_overlap(seen: Sequence[Scan], tests: Sequence[Scan], what: str, *, by
         tests: what is to be tested on: `scans_of_store(store, names)` or `scans_of_cases(cases)`.
         what: how the message calls them, such as "test cases".
         by: how it calls what has seen them.
-        patients: refuse other scans of the same patient, too.
+        patients: refuse other scans of the same patient, too, where case names tell patients apart. Names that only count (case_3) are those of
+            different people in any two folders: equal ones are mentioned on standard error.
     """
     overlaps = find_overlaps(seen, tests)
     names = sorted({overlap.second for overlap in overlaps.contents})
@@ -40,7 +43,14 @@ def refuse_overlap(seen: Sequence[Scan], tests: Sequence[Scan], what: str, *, by
             f"{by} has seen {len(names)} of the {len(tests)} {what} ({_shown(names)}), so that scores on them would flatter: leave them out "
             "there (`jaxseg audit` lists them), or say with allow_overlap (--allow-overlap) that this is meant"
         )
-    names = sorted({overlap.second for overlap in overlaps.found}) if patients else []
+    alike = sorted({overlap.second for overlap in overlaps.found}) if patients else []
+    names = [name for name in alike if not is_counted(name)]
+    if alike and not names:
+        print(
+            f"jaxseg: {len(alike)} of the {len(tests)} {what} are called like cases of {by} ({_shown(alike)}): taken for other people, as such names "
+            "only count",
+            file=sys.stderr,
+        )
     if names:
         raise ConfigError(
             f"{by} has seen other scans of the patients of {len(names)} of the {len(tests)} {what} ({_shown(names)}), so that scores on them "

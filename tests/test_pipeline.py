@@ -142,7 +142,7 @@ def small(folder, **changes):
 
 
 @pytest.mark.slow
-def test_test_scans_are_none_of_those_that_labels_are_learnt_from(tmp_path):
+def test_test_scans_are_none_of_those_that_labels_are_learnt_from(tmp_path, capsys):
     job = small(tmp_path)
     same = dataclasses.replace(job, test=job.labelled, out=tmp_path / "same")
     with pytest.raises(ConfigError, match=r"fine-tuning has seen 2 of the 2 test cases \(case_0, case_1\)"):
@@ -150,8 +150,13 @@ def test_test_scans_are_none_of_those_that_labels_are_learnt_from(tmp_path):
     with pytest.raises(Began):
         run_main_job(dataclasses.replace(same, allow_overlap=True), BEGIN)
     (job.test / "case_3").rename(job.test / "case_1")
-    with pytest.raises(ConfigError, match=r"other scans of the patients of 1 of the 2 test cases \(case_1\)"):
-        run_main_job(dataclasses.replace(job, out=tmp_path / "patient"), BEGIN)
+    with pytest.raises(Began):
+        run_main_job(dataclasses.replace(job, out=tmp_path / "counted"), BEGIN)
+    assert "1 of the 2 test cases are called like cases of fine-tuning (case_1)" in capsys.readouterr().err
+    for folder in (job.test, job.labelled):
+        (folder / "case_1").rename(folder / "STS_001")
+    with pytest.raises(ConfigError, match=r"other scans of the patients of 1 of the 2 test cases \(STS_001\)"):
+        run_main_job(dataclasses.replace(job, out=tmp_path / "patient", labels=2, keep_names=True), BEGIN)
 
 
 @pytest.mark.slow

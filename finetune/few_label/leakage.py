@@ -23,8 +23,8 @@ def audit_study(config: FewLabelConfig, store: Store, split: str, arms: Sequence
         cells: those of the grid that can be trained.
 
     Raises:
-        ConfigError: a test case, or another scan of its patient, is labelled, in the unlabelled pool of an arm that uses one, monitored, or in a
-            store of `finetune.also`; or, unless `config.allow_overlap`, a scan of equal content or a near copy of one is, or was pretrained on.
+        ConfigError: a test case, or another scan of its patient, is labelled, in the unlabelled pool of an arm that uses one, or monitored; or, unless
+            `config.allow_overlap`, a scan of equal content or a near copy of one is, or was pretrained on, or is in a store of `finetune.also`.
     """
     tests = select_cases(store.names, f"{split}:test")
     drawn = {name for count, draw in {(cell.labels, cell.draw) for cell in cells} for name in labelled_cases(store, split, count, draw)}
@@ -36,13 +36,9 @@ def audit_study(config: FewLabelConfig, store: Store, split: str, arms: Sequence
         audits["monitored"] = _of_store(config, store, watched, tests, f"finetune.monitor={config.finetune.monitor}: watches").counts()
     for other in open_others(config.finetune.also, config.finetune.also_split, labelled=True):
         seen = scans_of_store(other.store, other.names)
-        shared = find_overlaps(seen, held)
-        if shared and not config.allow_overlap:
-            raise ConfigError(
-                f"finetune.also={other.store.path}: {len(shared.found)} of its scans are test cases or of a test case's patient "
-                f"({'; '.join(shared.lines()[:4])}): leave them out with finetune.also_split, or say with --allow-overlap that this is meant"
-            )
-        audits[f"also {other.store.path.name}"] = shared.counts()
+        if not config.allow_overlap:
+            refuse_overlap(seen, held, "test cases", by=f"finetune.also={other.store.path}", patients=True)
+        audits[f"also {other.store.path.name}"] = find_overlaps(seen, held).counts()
     for init in sorted({arm.init for arm in arms if arm.init}):
         names, card = ", ".join(arm.name for arm in arms if arm.init == init), card_of(init)
         seen = scans_of_card(card)

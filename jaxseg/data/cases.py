@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxseg.data import layouts
-from jaxseg.data.archive.patients import owner_of
+from jaxseg.data.archive.patients import is_numbered, owner_of
 from jaxseg.data.dicom_cases import dicom_cases
 from jaxseg.data.layouts import Declared
 from jaxseg.data.scan_names import Found, is_anonymisation, is_called, is_modality, tokens
 from jaxseg.errors import InputError
-
-_MOST_CHANNELS = 8  # of a lone case, where none of them is called after a modality
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def find_cases(
     Understands, in this order: a `dataset.json` here or one level below (nnU-Net, Medical Decathlon); BIDS (`sub-01/[ses-1/]anat/`, with
     labels beside the images or in `derivatives/`); `imagesTr/` or `images/` with `labelsTr/` or `labels/`, or folders called after channels
     (`T1/`, `FLAIR/`, `labels/`); one flat folder (`ID_T1.nii.gz`, `ID_seg.nii.gz`); a folder per case (`STS_001/T1.nii.gz`), also deeper
-    (`SITE/PATIENT/VISIT/T1.nii.gz`, whose id is `SITE_PATIENT_VISIT`).
+    (`SITE/PATIENT/VISIT/T1.nii.gz`, whose id is `SITE_PATIENT_VISIT`); folders of several cases each (`SITE/CASE_T1.nii.gz`, `SITE_CASE`).
     A folder without any such file, but with DICOM series, is understood as well (`dicom_cases`): a case a study.
     Files are matched by name; hidden files are passed over. A brain mask is neither image nor label: it is the case's `mask`; nor are masks of
     what anonymisation took away (`T1_anon_mask`).
@@ -114,10 +112,17 @@ def find_cases(
     cases = _name_lone_images(cases, declared)
     if kind in (layouts.PER_CASE, layouts.DEEPER):
         _check_channels_meet(folder, cases)
-    if kind == layouts.DEEPER:
-        cases = [dataclasses.replace(case, patient=owner_of(next(iter(case.images.values())), folder).patient) for case in cases]
+    if kind in (layouts.DEEPER, layouts.COLLECTIONS):
+        cases = [dataclasses.replace(case, patient=_owner(case, folder, kind)) for case in cases]
     _check_unique(folder, cases)
     return _case_set(folder, cases, declared, kind, channels)
+
+
+def _owner(case: Case, root: Path, kind: str) -> str | None:
+    """The case's patient as its path says; a folder of cases is one patient's only where its name has a number."""
+    image = next(iter(case.images.values()))
+    owner = owner_of(image, root).patient
+    return None if kind == layouts.COLLECTIONS and owner == image.parent.name and not is_numbered(owner) else owner
 
 
 def _without_labels(folder: Path, found: list[Found]) -> list[Found]:
@@ -164,10 +169,10 @@ def _name_lone_images(cases: list[Case], declared: Declared) -> list[Case]:
 
 
 def _check_channels_meet(folder: Path, cases: list[Case]) -> None:
-    """Folders whose files are all called differently are hardly cases with a channel a file: each file is rather a case."""
+    """Several folders whose files are all called differently are hardly cases with a channel a file."""
     counts = Counter(name.lower() for case in cases for name in case.images)
     strange = not any(is_modality(tokens(name)[0]) for name in counts if tokens(name)) and max(counts.values()) == 1
-    if strange and (max(len(case.images) for case in cases) > (1 if len(cases) > 1 else _MOST_CHANNELS)):
+    if strange and len(cases) > 1 and max(len(case.images) for case in cases) > 1:
         held = "; ".join(
             f"{case.id} has {', '.join(list(case.images)[:3])}{', …' if len(case.images) > 3 else ''}"
             for case in sorted(cases, key=lambda case: -len(case.images))[:2]

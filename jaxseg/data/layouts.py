@@ -1,25 +1,29 @@
 """The ways in which people lay out a folder of scans, recognised by names alone. Called by `cases` and `archive`."""
 
+import dataclasses
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxseg.data.archive.patients import is_numbered
 from jaxseg.data.beside import IMAGES, files_beside, images_and_labels, labels_beside
 from jaxseg.data.bids import BidsFile, bids_files, is_bids
 from jaxseg.data.case_folders import files_below, files_of_case, subfolders_of
 from jaxseg.data.io.scans import stem, walk
-from jaxseg.data.scan_names import Found, role_of, scans_in, split_name, with_label_said
+from jaxseg.data.scan_names import Found, is_modality, role_of, scans_in, split_name, with_label_said
 from jaxseg.errors import InputError
 from jaxseg.files import read_json
 
 UNDERSTOOD = (
     "BIDS (sub-01/anat/sub-01_T1w.nii.gz, labels in derivatives/); "
     "dataset.json with imagesTr/ and labelsTr/ (nnU-Net, Medical Decathlon); images/ (or scans/, or T1/ and FLAIR/) and labels/ with equal names; "
-    "a folder per case (CASE/T1.nii.gz, CASE/seg.nii.gz), also deeper (SITE/CASE/VISIT/T1.nii.gz); one folder of CASE_T1.nii.gz and CASE_seg.nii.gz"
+    "a folder per case (CASE/T1.nii.gz, CASE/seg.nii.gz), also deeper (SITE/CASE/VISIT/T1.nii.gz); one folder, or one a site, of CASE_T1.nii.gz and "
+    "CASE_seg.nii.gz"
 )
-PER_CASE, DEEPER = "a folder per case", "a folder per case, deeper"
+PER_CASE, DEEPER, COLLECTIONS = "a folder per case", "a folder per case, deeper", "folders of cases"
+MOST_CHANNELS = 8  # of a case in a folder that lies alone
 
 
 class NothingFound(InputError):
@@ -57,10 +61,35 @@ def recognise(folder: Path, label: str | None) -> tuple[list[Found], Declared, s
     if flat:
         return _found_something(folder, _flat(flat, label)), Declared(), "flat folder"
     if all(path in holding or not _scans_below(path) for path in subfolders) and holding:
+        collected = _collections(holding, label)
+        if collected is not None:
+            return _found_something(folder, collected), Declared(), COLLECTIONS
         labels, files = labels_beside(holding, {path.name for path in holding})
         per_case = [file for path in holding if path not in labels for file in files_of_case(path, label)]
         return _found_something(folder, per_case + files), Declared(), PER_CASE
     return _found_something(folder, files_below(folder, label)), Declared(), DEEPER
+
+
+def _collections(folders: list[Path], label: str | None) -> list[Found] | None:
+    """The files of folders that hold several cases each (SITE/CASE_T1.nii.gz, SITE/CASE.nii.gz), or None where a folder rather is a case.
+
+    Files are then called after a case and a modality, few of them alike in two folders; or none after a modality and no two alike. A lone folder is
+    one of cases where it holds more files than a case has channels. Cases of several folders are called SITE_CASE.
+    """
+    flat = {path: _flat(scans_in(path), label) for path in folders}
+    images = [file for files in flat.values() for file in files if file.role == "image"]
+    stems = Counter(stem(file.path).lower() for file in images)
+    alike = sum(count > 1 for count in stems.values())
+    after_case = 2 * alike <= len(stems) and all(is_modality(file.channel) and not is_modality(file.case) for file in images)
+    plain = not alike and not any(is_modality(name) for name in stems)
+    if not images or not (after_case or plain):
+        return None
+    if len(folders) == 1:
+        return flat[folders[0]] if len(images) > MOST_CHANNELS else None
+    several = any(len({file.case for file in files if file.role == "image"}) > 1 for files in flat.values())
+    if not several or (not after_case and all(is_numbered(path.name) for path in folders)):
+        return None
+    return [dataclasses.replace(file, case=f"{path.name}_{file.case}") for path, files in flat.items() for file in files]
 
 
 def _scans_below(folder: Path) -> bool:

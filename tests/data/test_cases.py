@@ -271,11 +271,22 @@ def test_cases_whose_folders_are_called_like_labels_stay_cases(lay):
 
 
 def test_folders_without_a_channel_in_common_are_refused(lay):
-    with pytest.raises(InputError, match=r"no name of a file is that of a channel.*north has p0, p1, p2"):
-        find_cases(lay("two/north/p0.nii", "two/north/p1.nii", "two/north/p2.nii", "two/south/p3.nii") / "two")
-    with pytest.raises(InputError, match="give one such folder by itself"):
-        find_cases(lay(*[f"one/all/p{i}.nii" for i in range(20)]) / "one")
+    with pytest.raises(InputError, match=r"no name of a file is that of a channel.*p1 has axial, sagittal"):
+        find_cases(lay("two/p1/axial.nii", "two/p1/sagittal.nii", "two/p2/thick.nii") / "two")
     assert find_cases(lay("fine/p1/T1.nii", "fine/p1/T2.nii", "fine/p2/PET.nii") / "fine").channels == ("PET", "T1", "T2")
+
+
+def test_folders_of_several_cases_each(lay):
+    found = find_cases(lay("s/siteA/U1_T1.nii", "s/siteA/U2_T1.nii", "s/siteA/U2_seg.nii", "s/siteB/U1_T1.nii", "s/siteB/U4_T2.nii") / "s")
+    assert [case.id for case in found] == ["siteA_U1", "siteA_U2", "siteB_U1", "siteB_U4"] and found.channels == ("T1", "T2")
+    assert [case.id for case in found.labelled] == ["siteA_U2"] and [case.patient for case in found] == ["U1", "U2", "U1", "U4"]
+    channels = lay(*[f"c/p{i}/{name}.nii" for i in (1, 2) for name in ("pre_T1", "post_T1")]) / "c"
+    assert [case.id for case in find_cases(channels)] == ["p1", "p2"] and find_cases(channels).channels == ("post_T1", "pre_T1")
+    plain = find_cases(lay("n/north/p0.nii", "n/north/p1.nii", "n/south/p3.nii") / "n")
+    assert [case.id for case in plain] == ["north_p0", "north_p1", "south_p3"] and plain.channels == ("image",)
+    assert [case.patient for case in plain] == [None] * 3
+    one = find_cases(lay(*[f"one/all/p{i:02}.nii" for i in range(20)]) / "one")
+    assert [case.id for case in one] == [f"p{i:02}" for i in range(20)] and one.channels == ("image",)
 
 
 def test_folders_deeper_than_one_level_are_cases(lay):

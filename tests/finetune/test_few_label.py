@@ -387,7 +387,7 @@ def test_test_cases_are_neither_monitored_nor_in_another_store(data, tmp_path):
     with pytest.raises(ConfigError, match="watches cases that are test cases"):
         run_study(dataclasses.replace(config, finetune=watching), measure=Pretended())
     also = dataclasses.replace(config.finetune, also={str(data / "store"): 1.0})
-    with pytest.raises(ConfigError, match="finetune.also=.*test case"):
+    with pytest.raises(ConfigError, match="finetune.also=.* has seen"):
         run_study(dataclasses.replace(config, finetune=also, draws=(0,), allow_overlap=False, labels=(1,)), measure=Pretended())
 
 

@@ -15,6 +15,7 @@ LABEL_FOLDERS = frozenset(
 )
 # Folders that say where it was taken, not of whom.
 _PLACE = re.compile(r"(site|cent(re|er)|hospital|scanner|cohort|batch)s?[-_ ]?\w{0,3}", re.IGNORECASE)
+_COUNTED = re.compile(r"(case|scan|image|img|vol(ume)?|sample|pat(ient)?|sub(j(ect)?)?|id|p|s)?[-_ ]?\d{1,4}", re.IGNORECASE)
 # Folders that say what lies in them, never whose it is.
 _GENERIC = frozenset(
     "train training test testing val valid validation dataset datasets data raw rawdata sourcedata derivatives nifti nii dicom scans unlabelled "
@@ -34,6 +35,11 @@ class Owner:
 def patient_key(name: str, salt: str = "") -> str:
     """16 hexadecimal digits of the SHA-256 of salt and name. Without a secret salt whoever guesses the name can check the guess."""
     return hashlib.sha256(f"{salt}{name}".encode()).hexdigest()[:16]
+
+
+def is_counted(name: str) -> bool:
+    """Whether a case's name only counts (case_3, sub-01, 17): it is then found in many folders and says nothing of whose scan it is."""
+    return _COUNTED.fullmatch(name) is not None
 
 
 def owner_of(path: Path, root: Path) -> Owner:
@@ -63,7 +69,7 @@ def _patient_folder(inner: list[str], name: str) -> str | None:
     kind = next((place for place, folder in enumerate(inner) if folder.lower() in IMAGE_FOLDERS | LABEL_FOLDERS), None)
     if kind is None:
         candidates = [folder for folder in inner if not _generic(folder)]
-        return next((folder for folder in candidates if _numbered(folder)), next(iter(candidates), None))
+        return next((folder for folder in candidates if is_numbered(folder)), next(iter(candidates), None))
     below = next((folder for folder in inner[kind + 1 :] if not _generic(folder)), None)
     if below is None and all(is_modality(word) or role_of(word) != "image" for word in tokens(name)):
         return next((folder for folder in reversed(inner[:kind]) if not _generic(folder)), None)  # PATIENT/images/T1.nii.gz
@@ -87,9 +93,9 @@ def _generic(folder: str) -> bool:
     )
 
 
-def _numbered(folder: str) -> bool:
-    """Whether a name holds a number that is no date."""
-    return bool(re.search(r"\d", re.sub(r"(19|20)\d\d[-_.]?(\d\d[-_.]?\d\d)?", "", folder)))
+def is_numbered(folder: str) -> bool:
+    """Whether a folder's name holds a number that is no date and no place's, such as STS_001, and may be a patient's."""
+    return _PLACE.fullmatch(folder) is None and bool(re.search(r"\d", re.sub(r"(19|20)\d\d[-_.]?(\d\d[-_.]?\d\d)?", "", folder)))
 
 
 def _subject(inner: list[str]) -> str:
