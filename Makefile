@@ -55,7 +55,7 @@ bench: setup
 CARRY_PYTHON ?= 3.12
 CARRY := array-record grain immutabledict nibabel promise tensorflow-datasets tensorflow-metadata toml googleapis-common-protos \
 	importlib-resources simple-parsing docstring-parser dm-tree termcolor tyro typeguard einops jaxtyping safetensors \
-	monai dynamic-network-architectures
+	monai dynamic-network-architectures zlib-ng
 carry: setup
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --upgrade --target .carried --python-version $(CARRY_PYTHON) $(CARRY)
 	@du -sm .carried

@@ -20,6 +20,8 @@ _REST = 0.2
 _DEFAULT = 1e-4
 _HALF = 300
 """How much more bfloat16 may differ: its rounding is 2^16 times coarser, and errors partly cancel."""
+_MOST = 0.05
+"""What bfloat16 may differ by at most, of the range of the numbers or as a share of labels, unless the case itself allows more."""
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -70,13 +72,16 @@ def differences(peer: Arrays, ours: Arrays) -> dict[str, float]:
 def check_equal(peer: Arrays, ours: Arrays, tolerance: Mapping[str, float], where: str, *, factor: float = 1.0) -> dict[str, float]:
     """The differences. Raises Unequal where one is larger than its tolerance times `factor`, or if nothing was given to compare."""
     found = differences(peer, ours)
-    far = {name: value for name, value in found.items() if not value <= factor * tolerance.get(name, _DEFAULT)}
+    allowed = {name: _allowed(tolerance.get(name, _DEFAULT), factor) for name in found}
+    far = {name: value for name, value in found.items() if not value <= allowed[name]}
     if far or not found:
-        told = ", ".join(
-            f"{name} differs by {value:.2g} (allowed {factor * tolerance.get(name, _DEFAULT):.2g})" for name, value in far.items()
-        )
+        told = ", ".join(f"{name} differs by {value:.2g} (allowed {allowed[name]:.2g})" for name, value in far.items())
         raise Unequal(f"{where}: {told or 'nothing to compare'}; unequal contenders are not timed")
     return found
+
+
+def _allowed(tolerance: float, factor: float) -> float:
+    return max(tolerance, min(factor * tolerance, _MOST))
 
 
 def _difference(peer: np.ndarray, ours: np.ndarray) -> float:

@@ -163,10 +163,12 @@ def _fastest(make: Callable[[str], Callable[[], Any]], setting: Setting) -> tupl
             run()
         except RuntimeError as error:
             # TorchInductor raises children of RuntimeError, as where there is no C++ compiler: then this form does not exist here.
-            told[form] = f"fails ({type(error).__name__})"
+            told[form] = f"fails ({type(error).__name__}: {str(error)[:120]})"
             continue
         found[form] = min(_milliseconds(run) for _ in range(2))
         told[form] = f"{found[form]:.0f} ms"
+    if not found:
+        raise Absent(f"the peer fails in every form: {', '.join(f'{form} {value}' for form, value in told.items())}")
     best = min(found, key=found.__getitem__)
     run = make(best)
     return run, f"{best} ({', '.join(f'{form} {value}' for form, value in told.items())})"

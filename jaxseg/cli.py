@@ -237,7 +237,13 @@ def _call_segment(known, _rest) -> int:
     use_cache()
     with bar("segment") as progress:
         left_out = segment_folder(
-            known.model, known.scans, known.out, overlap=known.overlap, allow_missing=known.allow_missing, progress=progress
+            known.model,
+            known.scans,
+            known.out,
+            overlap=known.overlap,
+            batch=known.batch,
+            allow_missing=known.allow_missing,
+            progress=progress,
         )
     for case, reason in left_out:
         print(f"left out: {case}: {reason}", file=sys.stderr)

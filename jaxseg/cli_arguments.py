@@ -191,6 +191,9 @@ def _segment(verbs) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the label files, one a case")
     parser.add_argument("--overlap", type=_share, default=0.5, help="of neighbouring windows (default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=_count, help="windows a call of the network (default: 1 on a CPU, 4 elsewhere; fewer where memory runs out)"
+    )
     parser.add_argument("--allow-missing", action="store_true", help="segment scans that lack one of the model's channels")
 
 
@@ -300,6 +303,12 @@ def _length(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a length in mm that is not negative, such as 2, found {text!r}")
     return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
+    return int(text)
 
 
 def _number(text: str) -> float:

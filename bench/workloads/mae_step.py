@@ -83,6 +83,10 @@ def peer(sizes: Sizes, setting: Setting, folder: Path) -> Work:
     def error(predicted: Any, mask: Any) -> Any:
         return ((predicted.float() - target).square().mean(-1) * mask).sum() / mask.sum()
 
+    if setting.dtype == "bfloat16":
+        # MONAI writes the visible tokens into a float32 array, which autocast's bfloat16 ones do not fit.
+        net.decoder_embed.register_forward_hook(lambda module, given, made: made.float())
+
     def check(net: Any, image: Any) -> dict[str, Any]:
         rows = torch.arange(sizes.batch)[:, None]
 

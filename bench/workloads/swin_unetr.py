@@ -1,5 +1,6 @@
-"""A training step of Swin UNETR (24 features, 64³): MONAI's `SwinUNETR` and ours with its weights."""
+"""Swin UNETR, forward and training step (24 features, 64³): MONAI's `SwinUNETR` and ours with its weights."""
 
+import dataclasses
 from pathlib import Path
 
 from bench.case import Setting, Work
@@ -8,7 +9,15 @@ from bench.torch_side import import_or_absent
 
 # 64 voxels: with 32 the deepest map would be a single voxel, of which an instance norm leaves nothing.
 _QUICK = Sizes(64, {"feature_size": 12, "depths": (1, 1, 1, 1)}, channels=1, classes=2)
-CASES = (case("24_64_step", "MONAI SwinUNETR", Sizes(64, {"feature_size": 24}), _QUICK),)
+CASES = tuple(
+    case(
+        f"24_64_{'step' if train else 'forward'}",
+        "MONAI SwinUNETR",
+        Sizes(64, {"feature_size": 24}, train=train),
+        dataclasses.replace(_QUICK, train=train),
+    )
+    for train in (False, True)
+)
 
 
 def peer(sizes: Sizes, setting: Setting, folder: Path) -> Work:

@@ -27,7 +27,7 @@ def audit_study(config: FewLabelConfig, store: Store, split: str, arms: Sequence
             `config.allow_overlap`, a scan of equal content or a near copy of one is, or was pretrained on, or is in a store of `finetune.also`.
     """
     tests = select_cases(store.names, f"{split}:test")
-    drawn = {name for count, draw in {(cell.labels, cell.draw) for cell in cells} for name in labelled_cases(store, split, count, draw)}
+    drawn = {name for cell in cells for name in labelled_cases(store, split, cell.labels, cell.draw)}
     drawn |= set(select_cases(store.names, f"{split}:pretrain")) if any(arm.kind in SEMI for arm in arms) else set()
     held = scans_of_store(store, tests)
     audits: dict[str, Any] = {"labelled": _of_store(config, store, sorted(drawn), tests, f"{split}: labels or trains on").counts()}

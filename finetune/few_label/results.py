@@ -65,7 +65,7 @@ def summarise(plan: Plan, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rows = [comparison for comparison in comparisons if (comparison["against"] == BASELINE) == family]
         for comparison, adjusted in zip(rows, holm([comparison["p"] for comparison in rows])):
             comparison["p_holm"] = adjusted
-    rows = [
+    asked: list[tuple[str, str, Labels]] = [
         (arm.name, against, count)
         for against in (BASELINE, LONGER)
         for arm in plan.arms
@@ -84,7 +84,7 @@ def summarise(plan: Plan, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ],
         "curves": curves,
         "comparisons": comparisons,
-        "equivalence": [found for row in rows if (found := _equivalence(runs, counts, *row))],
+        "equivalence": [found for row in asked if (found := _equivalence(runs, counts, *row))],
         "floors": plan.floors,
         "failures": [cell for cell in map(_brief, cells) if cell["status"] == FAILED],
         "cells": [_brief(cell) for cell in cells],

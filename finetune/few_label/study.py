@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from finetune.config import FinetuneConfig, stored
 from finetune.few_label.arms import INITIALISED, PACED, SEMI, arms_of, settings_of
 from finetune.few_label.cells import DONE, FAILED, NOT_MEASURED, NOT_POSSIBLE, Cell, choose_cells, grid_of, read_cell, write_cell
-from finetune.few_label.config import FewLabelConfig
+from finetune.few_label.config import FewLabelConfig, Labels
 from finetune.few_label.equal_time import seconds_of_pretraining, stated_seconds, steps_of_cell
 from finetune.few_label.leakage import audit_study
 from finetune.few_label.measure import measure
@@ -191,7 +191,8 @@ def _floors(config: FewLabelConfig, store: Store, split: str, tests: Sequence[Ca
     path = Path(config.out) / "floor.json"
     kept = read_json(path) if path.is_file() else []
     floors = []
-    for count, draw in dict.fromkeys((cell.labels, cell.draw) for cell in cells):
+    subsets: dict[tuple[Labels, int], None] = {(cell.labels, cell.draw): None for cell in cells}
+    for count, draw in subsets:
         cases = {"cases": list(labelled_cases(store, split, count, draw)), "tests": [case.id for case in tests]}
         known = next((floor for floor in [*kept, *floors] if all(floor[key] == value for key, value in cases.items())), None)
         dice = known["dice"] if known else position_floor(store, cases["cases"], cases["tests"])["dice"]

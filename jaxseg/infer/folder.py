@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxseg.data.cases import Case, find_cases
 from jaxseg.data.io.scans import stem
 from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file
@@ -17,12 +19,22 @@ from jaxseg.zoo import Model, load_model
 
 
 def segment_cases(
-    model: Model, cases: Iterable[Case], out: Path, *, overlap: float = 0.5, allow_missing: bool = False, progress: Any = None
+    model: Model,
+    cases: Iterable[Case],
+    out: Path,
+    *,
+    overlap: float = 0.5,
+    batch: int | None = None,
+    allow_missing: bool = False,
+    progress: Any = None,
 ) -> list[tuple[str, str]]:
     """Segment every case into `OUT/ID.nii.gz`; one that is there already is kept where this model made it of the same scan with the same settings.
 
     Labels of another model, scan or setting, or of which nothing is known, are made again; where that fails they are removed. One line on
     standard error says how many were kept.
+
+    Args:
+        batch: windows a call of the network, fewer where the device's memory does not suffice; None for one on a CPU and four elsewhere.
 
     Returns:
         (case id, reason) of the cases that could not be segmented; one bad scan never stops the others.
@@ -31,6 +43,7 @@ def segment_cases(
         InputError: labels would be written over a file of their own case. StorageError: `out` cannot be written.
     """
     left_out, cases, predictions = [], list(cases), Predictions(out)
+    batch = (1 if jax.default_backend() == "cpu" else 4) if batch is None else batch
     for case in cases:
         predictions.refuse_inputs(case)
     kept = replaced = 0
@@ -43,7 +56,7 @@ def segment_cases(
                 kept += 1
             else:
                 scan = stack_case(case, recipe)
-                labels = segment(model, scan, overlap=overlap, allow_missing=allow_missing)
+                labels = segment(model, scan, overlap=overlap, batch=batch, allow_missing=allow_missing)
                 predictions.write(case, labels, origin, lacked_channels=len(scan.channels) < len(recipe.channels))
                 replaced += there
         except StorageError:
@@ -62,7 +75,14 @@ def segment_cases(
 
 
 def segment_folder(
-    model: str | Path, scans: Sequence[Path], out: str | Path, *, overlap: float = 0.5, allow_missing: bool = False, progress: Any = None
+    model: str | Path,
+    scans: Sequence[Path],
+    out: str | Path,
+    *,
+    overlap: float = 0.5,
+    batch: int | None = None,
+    allow_missing: bool = False,
+    progress: Any = None,
 ) -> list[tuple[str, str]]:
     """Segment folders of scans, or the files of one case, with a model folder; see `segment_cases` for what is kept of an earlier run.
 
@@ -71,6 +91,7 @@ def segment_folder(
         scans: folders in any layout that `find_cases` knows; or files, one a channel in the model's order (or a 4-D
             one with all of them), which are one case.
         out: folder for the label files.
+        batch: windows a call, see `segment_cases`.
         allow_missing: take a scan without one of the model's channels as if that channel were empty, instead of refusing it.
 
     Returns:
@@ -81,7 +102,7 @@ def segment_folder(
     """
     network = load_model(model)
     cases = _files_as_case(network, scans) if all(path.is_file() for path in scans) else _folders_as_cases(network, scans)
-    left_out = segment_cases(network, cases, Path(out), overlap=overlap, allow_missing=allow_missing, progress=progress)
+    left_out = segment_cases(network, cases, Path(out), overlap=overlap, batch=batch, allow_missing=allow_missing, progress=progress)
     if len(left_out) == len(cases):
         case, reason = left_out[0]
         raise InputError(f"none of the {len(cases)} cases could be segmented; {case}: {reason}")

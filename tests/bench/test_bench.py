@@ -10,7 +10,7 @@ from flax import nnx
 
 from bench import jax_side, torch_side
 from bench.__main__ import main
-from bench.case import OUR_RECIPE, SAME_MATHS, Setting, find_case, load, workload_names
+from bench.case import OUR_RECIPE, SAME_MATHS, Absent, Setting, find_case, load, workload_names
 from bench.frame import Unequal, check_equal, differences
 from bench.interval import paired_ratio
 from bench.process import Failed, Process
@@ -117,6 +117,36 @@ def test_without_its_peer_a_row_has_the_same_network(row, tmp_path, monkeypatch)
     for name in ("both", "alone"):
         workload.ours(sizes, setting, tmp_path / name)
     assert built[0] == built[1]
+
+
+class Half(Setting):
+    """A CPU that computes as a GPU does."""
+
+    dtype = property(lambda self: "bfloat16")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("row", ["mae_step/base_64_token8", "unetr/base_96_step_batch8"])
+def test_peers_run_in_half_precision(row, tmp_path):
+    import_peer("monai")
+    name, variant = row.split("/")
+    numbers = load(name).peer(find_case(name, variant).quick, Half("cpu", 1, quick=True), tmp_path).check()
+    assert numbers and all(np.isfinite(value).all() for value in numbers.values())
+
+
+def test_half_precision_allows_more_but_not_anything():
+    peer, near, far = ({"grad_norm": np.array(value), "loss": np.array(1.0)} for value in (1.0, 1.04, 1.2))
+    assert check_equal(peer, near, {"grad_norm": 1e-2}, "row", factor=300)
+    with pytest.raises(Unequal, match=r"grad_norm differs by 0.2 \(allowed 0.05\)"):
+        check_equal(peer, far, {"grad_norm": 1e-2}, "row", factor=300)
+
+
+def test_a_peer_that_fails_in_every_form_is_absent():
+    def make(form):
+        raise RuntimeError("Index put requires equal types")
+
+    with pytest.raises(Absent, match="every form: plain fails .RuntimeError: Index put"):
+        torch_side._fastest(make, Setting("cpu", 1, quick=True))
 
 
 def test_a_contender_is_ended_at_the_limit(tmp_path):
