@@ -126,7 +126,7 @@ def test_the_main_job_names_nobody(tmp_path, capfd):
     names = json.loads((tmp_path / "out/names.json").read_text())
     assert (tmp_path / "out/names.json").stat().st_mode & 0o777 == 0o600
     assert set(names.values()) == {path.name for folder in (unlabelled, labelled, test) for path in folder.iterdir()}
-    written = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "out/predictions/scratch").iterdir()}
+    written = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "out/predictions/scratch").glob("*.nii.gz")}
     assert {names[key] for key in written} == {path.name for path in test.iterdir()}
 
 

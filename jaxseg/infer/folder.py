@@ -12,6 +12,7 @@ from jaxseg.data.io.scans import stem
 from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file
 from jaxseg.data.stacking import stack_case
 from jaxseg.errors import InputError, JaxsegError, StorageError
+from jaxseg.files import make_folder
 from jaxseg.infer.made_from import Predictions, origin_of
 from jaxseg.infer.packed import unpacked, volumes_in
 from jaxseg.infer.predict import recipe_of_model, segment
@@ -44,6 +45,7 @@ def segment_cases(
     """
     left_out, cases, predictions = [], list(cases), Predictions(out)
     batch = (1 if jax.default_backend() == "cpu" else 4) if batch is None else batch
+    make_folder(out)
     for case in cases:
         predictions.refuse_inputs(case)
     kept = replaced = 0
@@ -98,10 +100,13 @@ def segment_folder(
         (case id, reason) of the cases that could not be segmented.
 
     Raises:
-        InputError: no scan was found, or none of them could be segmented. CheckpointError: the model folder is damaged.
+        InputError: no scan was found, none of them could be segmented, or a file among the scans would be written over.
+        CheckpointError: the model folder is damaged.
     """
     network = load_model(model)
     cases = _files_as_case(network, scans) if all(path.is_file() for path in scans) else _folders_as_cases(network, scans)
+    for case in cases:
+        Predictions(Path(out)).refuse_strange(case, scans)
     left_out = segment_cases(network, cases, Path(out), overlap=overlap, batch=batch, allow_missing=allow_missing, progress=progress)
     if len(left_out) == len(cases):
         case, reason = left_out[0]

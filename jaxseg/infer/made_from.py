@@ -7,6 +7,7 @@ path, so that several processes may fill in one folder, a kill costs one case at
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ class Predictions:
         if self.path(case).resolve() in {path.resolve() for path in files if path is not None}:
             raise InputError(
                 f"{self.path(case)}: this file belongs to case {case.id}, and its labels would be written over it; choose another --out"
+            )
+
+    def refuse_strange(self, case: Case, roots: Sequence[Path]) -> None:
+        """InputError where the labels of a case would replace a file among the scans that was not made here: perhaps somebody's contours."""
+        path = self.path(case)
+        among = any(path.resolve().is_relative_to(root.resolve()) for root in roots if root.is_dir())
+        if among and path.is_file() and not self._record(case).is_file():
+            raise InputError(
+                f"{path}: this file lies among the scans, and the labels of case {case.id} would be written over it; choose another --out"
             )
 
     def holds(self, case: Case, origin: Origin, *, allow_missing: bool) -> bool:

@@ -155,7 +155,7 @@ def test_labels_are_never_written_over_a_file_of_their_case(models, scans, tmp_p
     for folder in ("images", "labels"):
         file = tmp_path / "flat" / folder / "case_0.nii.gz"
         before = file.read_bytes()
-        with pytest.raises(InputError, match="case_0.nii.gz: this file belongs to case case_0.*choose another --out"):
+        with pytest.raises(InputError, match="case_0.nii.gz: this file .*case case_0.*choose another --out"):
             segment_folder(models[0], [tmp_path / "flat"], tmp_path / "flat" / folder, allow_missing=True)
         assert file.read_bytes() == before
 
