@@ -14,6 +14,7 @@ from finetune.side_by_side import SIDE_BY_SIDE
 from finetune.train import TEACHER, finetune
 from jaxseg.data.cases import Case
 from jaxseg.data.recipe import Recipe
+from jaxseg.errors import InputError
 from jaxseg.evaluate import evaluate_cases, structures_of
 from jaxseg.infer.folder import segment_cases
 from jaxseg.train.groups import frozen
@@ -52,9 +53,12 @@ def score(model: Model, tests: Sequence[Case], recipe: Recipe, out: Path, *, ove
     left_out = segment_cases(model, tests, out / "predictions", overlap=overlap, allow_missing=True)
     pairs = {case.id: (_made(out, case), case.label) for case in tests if case.label is not None}
     summary = evaluate_cases(pairs, out / "evaluation", resample=True, **structures_of(recipe))
+    if summary["left_out"]:
+        # Every cell has scores of the same cases, or none: they are paired.
+        raise InputError("; ".join(f"test case {item['case']} cannot be scored: {item['reason']}" for item in summary["left_out"]))
     return {
         **{key: summary[key] for key in ("dice", "low", "high", "per_case")},
-        "left_out": [{"case": case, "reason": reason} for case, reason in left_out] + summary["left_out"],
+        "left_out": [{"case": case, "reason": reason} for case, reason in left_out],
     }
 
 

@@ -28,10 +28,11 @@ from finetune.side_by_side import Run
 from jaxseg.data.cases import Case, find_cases
 from jaxseg.data.catalog import Store, open_store
 from jaxseg.data.index_cases import cases_of_index
+from jaxseg.data.preprocess import check_label
 from jaxseg.data.pseudonyms import kept_salt, pseudonymous
 from jaxseg.data.split import select_cases
 from jaxseg.data.staging import inputs_hash
-from jaxseg.errors import ConfigError, Preempted, StorageError
+from jaxseg.errors import ConfigError, InputError, Preempted, StorageError
 from jaxseg.files import lock_folder, read_json, sha256_of, write_json
 from jaxseg.prepare import NAMES
 
@@ -169,7 +170,7 @@ def keep_own_split(config: FewLabelConfig, store: Store) -> Path:
 
 
 def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
-    """The test cases in the folder of scans, each with its label; ConfigError if one is missing."""
+    """The test cases in the folder of scans, each with its label; ConfigError if one is missing or its label cannot be scored."""
     wanted = select_cases(store.names, f"{split}:test")
     if (Path(config.scans) / "scans.parquet").is_file():
         found = cases_of_index(config.scans, channels=store.recipe.channels, label=config.label_name).cases
@@ -182,6 +183,16 @@ def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
     if absent:
         raise ConfigError(
             f"{config.scans}: {len(absent)} of {len(wanted)} test cases have no scan with a label here: {', '.join(absent[:6])}"
+        )
+    unusable = []
+    for name in wanted:
+        try:
+            check_label(cases[name], store.recipe)
+        except InputError as error:
+            unusable.append(f"{name}: {error}")
+    if unusable:
+        raise ConfigError(
+            f"{len(unusable)} of {len(wanted)} test cases cannot be scored; mend their labels, or take them out of the split: {'; '.join(unusable[:3])}"
         )
     return [cases[name] for name in wanted]
 

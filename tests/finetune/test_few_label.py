@@ -373,6 +373,17 @@ def test_scans_without_a_label_are_in_the_pool_of_a_split_that_is_made():
     assert ("a2" in split["pretrain"]) == ("a1" not in split["test"])  # never beside its patient's test case
 
 
+def test_a_test_label_that_cannot_be_scored_is_refused_before_training(data, tmp_path):
+    shutil.copytree(data / "scans", tmp_path / "scans")
+    config = study(data, tmp_path / "out", scans=str(tmp_path / "scans"))
+    tests = read_json(run_study(dataclasses.replace(config, max_minutes=0.0), measure=Pretended()).folder / "split.json")["test"]
+    (tmp_path / "scans" / "labels" / f"{tests[0]}.nii.gz").write_bytes(b"damaged")
+    none = Pretended()
+    with pytest.raises(ConfigError, match=f"1 of 3 test cases cannot be scored.*{tests[0]}"):
+        run_study(config, measure=none)
+    assert none.calls == []
+
+
 def test_an_index_of_the_scans_is_as_good_as_their_folder(data, tmp_path):
     index_archive([data / "scans"], tmp_path / "index")
     config = study(data, tmp_path / "out", scans=str(tmp_path / "index"), cells="N=1 draws=0 arms=scratch")
