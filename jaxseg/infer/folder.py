@@ -100,13 +100,13 @@ def segment_folder(
         (case id, reason) of the cases that could not be segmented.
 
     Raises:
-        InputError: no scan was found, none of them could be segmented, or a file among the scans would be written over.
+        InputError: no scan was found, none of them could be segmented, or a file that was not made here would be written over.
         CheckpointError: the model folder is damaged.
     """
     network = load_model(model)
     cases = _files_as_case(network, scans) if all(path.is_file() for path in scans) else _folders_as_cases(network, scans)
     for case in cases:
-        Predictions(Path(out)).refuse_strange(case, scans)
+        Predictions(Path(out)).refuse_strange(case)
     left_out = segment_cases(network, cases, Path(out), overlap=overlap, batch=batch, allow_missing=allow_missing, progress=progress)
     if len(left_out) == len(cases):
         case, reason = left_out[0]

@@ -1,13 +1,12 @@
 """The label files of a folder, and of what each was made: kept only where the same would be made again. Called by `folder`.
 
-Beside the predictions `ID.nii.gz` a hidden folder `.made_from` holds one small JSON file for each, written after it. It has hashes and settings, no
-path, so that several processes may fill in one folder, a kill costs one case at most, and `evaluate` sees label files alone.
+Beside the predictions `ID.nii.gz` a hidden folder `.made_from` holds one small JSON file for each: that it is unfinished while it is written, then hashes
+and settings, no path. So several processes may fill in one folder, a kill costs one case at most, and `evaluate` sees label files alone.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +62,12 @@ class Predictions:
                 f"{self.path(case)}: this file belongs to case {case.id}, and its labels would be written over it; choose another --out"
             )
 
-    def refuse_strange(self, case: Case, roots: Sequence[Path]) -> None:
-        """InputError where the labels of a case would replace a file among the scans that was not made here: perhaps somebody's contours."""
-        path = self.path(case)
-        among = any(path.resolve().is_relative_to(root.resolve()) for root in roots if root.is_dir())
-        if among and path.is_file() and not self._record(case).is_file():
+    def refuse_strange(self, case: Case) -> None:
+        """InputError where the labels of a case would replace a file that was not made here: perhaps somebody's contours."""
+        if self.path(case).is_file() and not self._record(case).is_file():
             raise InputError(
-                f"{path}: this file lies among the scans, and the labels of case {case.id} would be written over it; choose another --out"
+                f"{self.path(case)}: this file was not written by this version of segment, and the labels of case {case.id} would be written over it; move "
+                "it away, or choose another --out"
             )
 
     def holds(self, case: Case, origin: Origin, *, allow_missing: bool) -> bool:
@@ -92,19 +90,15 @@ class Predictions:
 
         Raises StorageError where that cannot be written.
         """
-        # Between the two files no record may say of the new labels what was true of the old.
-        self._forget(case)
+        # Meanwhile the record must not say of the new labels what was true of the old, nor be missing, as that of a file of unknown origin is.
+        write_json(self._record(case), {"unfinished": True})
         save_volume(labels, self.path(case), like=labels.source)
         write_json(self._record(case), {**origin, "lacked_channels": lacked_channels})
 
     def remove(self, case: Case) -> None:
         """Take away labels that this model would not make, so that nobody takes them for its own."""
-        self._forget(case)
         with storage_errors(self.folder):
             self.path(case).unlink(missing_ok=True)
-
-    def _forget(self, case: Case) -> None:
-        with storage_errors(self.folder):
             self._record(case).unlink(missing_ok=True)
 
     def _record(self, case: Case) -> Path:

@@ -78,7 +78,7 @@ def test_the_same_again_is_kept_and_counted(models, scans, tmp_path, segmented, 
     assert "1 of 2 label files kept" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", ["scan", "overlap", "values", "no record", "damaged record"])
+@pytest.mark.parametrize("change", ["scan", "overlap", "values", "damaged record"])
 def test_another_scan_or_setting_is_never_taken_for_the_same(models, scans, tmp_path, segmented, change):
     out, model, overlap = tmp_path / "out", shutil.copytree(models[0], tmp_path / "model"), 0.5
     segment_folder(model, [scans], out)
@@ -89,8 +89,6 @@ def test_another_scan_or_setting_is_never_taken_for_the_same(models, scans, tmp_
     elif change == "values":
         card = read_json(model / "model.json")
         write_json(model / "model.json", card | {"recipe": card["recipe"] | {"labels": {"ball": 7}}})
-    elif change == "no record":
-        shutil.rmtree(out / ".made_from")
     else:
         (out / ".made_from" / "case_0.json").write_text("[")
     segment_folder(model, [scans], out, overlap=overlap)
@@ -108,9 +106,14 @@ def test_what_was_made_before_an_interruption_is_kept(models, scans, tmp_path, s
 
 
 def test_an_interruption_between_labels_and_record_leaves_no_false_record(models, scans, tmp_path, segmented, monkeypatch):
+    def until_finished(path, record):
+        if "unfinished" not in record:
+            raise KeyboardInterrupt
+        write_json(path, record)
+
     segment_folder(models[0], [scans], tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("jaxseg.infer.made_from.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("jaxseg.infer.made_from.write_json", until_finished)
         with pytest.raises(KeyboardInterrupt):
             segment_folder(models[1], [scans], tmp_path / "out")
     segment_folder(models[0], [scans], tmp_path / "out")
@@ -158,6 +161,17 @@ def test_labels_are_never_written_over_a_file_of_their_case(models, scans, tmp_p
         with pytest.raises(InputError, match="case_0.nii.gz: this file .*case case_0.*choose another --out"):
             segment_folder(models[0], [tmp_path / "flat"], tmp_path / "flat" / folder, allow_missing=True)
         assert file.read_bytes() == before
+
+
+def test_a_file_that_was_not_made_here_is_never_written_over_or_removed(models, scans, tmp_path):
+    contours = tmp_path / "out" / "case_1.nii.gz"
+    contours.parent.mkdir()
+    contours.write_bytes((scans / "case_1" / "seg.nii.gz").read_bytes())
+    (scans / "case_1" / "T1.nii.gz").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"case_1.nii.gz: this file was not written by .*move it away"):
+        segment_folder(models[0], [scans], tmp_path / "out")
+    assert contours.read_bytes() == (scans / "case_1" / "seg.nii.gz").read_bytes()
+    assert not (tmp_path / "out" / "case_0.nii.gz").exists()
 
 
 def test_a_folder_of_which_nothing_can_be_segmented_is_an_error(models, scans, tmp_path):
