@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def tensor(array: np.ndarray, setting: Setting) -> Any:
     """A host array (b, x, y, z, c) as the peer's (b, c, x, y, z), on the device."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 1))).to(_device(setting))
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 1))).to(device_of(setting))
 
 
 def train_work(net: Any, image: Any, loss: Loss, check: Callable[[Any, Any], dict[str, Any]], setting: Setting, folder: Path) -> Work:
@@ -57,26 +57,26 @@ def train_work(net: Any, image: Any, loss: Loss, check: Callable[[Any, Any], dic
     import torch
 
     save_weights(net, folder)
-    net = net.to(_device(setting)).train()
+    net = net.to(device_of(setting)).train()
 
     def make(form: str) -> Callable[[], None]:
-        called, x = _formed(net, image, form)
+        called, x = formed(net, image, form)
         optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE, BETAS, weight_decay=WEIGHT_DECAY, fused=True)
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
-            with _precision(setting):
+            with precision(setting):
                 value = loss(called, x)
             value.backward()
             optimizer.step()
             value.item()
-            _wait(setting)
+            wait(setting)
 
         return step
 
     def checked() -> dict[str, np.ndarray]:
         net.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
-        with _precision(setting):
+        with precision(setting):
             numbers = check(net, image)
         net.zero_grad(set_to_none=True)
         numbers["loss"].backward()
@@ -84,7 +84,7 @@ def train_work(net: Any, image: Any, loss: Loss, check: Callable[[Any, Any], dic
         numbers["grad_norm"] = torch.stack(norms).norm()
         return {name: value.detach().float().cpu().numpy() for name, value in numbers.items()}
 
-    run, form = _fastest(make, setting)
+    _, run, form = fastest(make, forms_of(setting), setting)
     return Work(checked, run, form=form)
 
 
@@ -93,20 +93,20 @@ def forward_work(net: Any, image: Any, setting: Setting, folder: Path) -> Work:
     import torch
 
     save_weights(net, folder)
-    net = net.to(_device(setting)).eval()
+    net = net.to(device_of(setting)).eval()
 
     def make(form: str) -> Callable[[], Any]:
-        called, x = _formed(net, image, form)
+        called, x = formed(net, image, form)
 
         def forward() -> Any:
-            with torch.inference_mode(), _precision(setting):
+            with torch.inference_mode(), precision(setting):
                 logits = called(x)
-            _wait(setting)
+            wait(setting)
             return logits
 
         return forward
 
-    run, form = _fastest(make, setting)
+    _, run, form = fastest(make, forms_of(setting), setting)
     return Work(lambda: {"logits": channels_last(run())}, run, form=form)
 
 
@@ -115,24 +115,24 @@ def channels_last(logits: Any) -> np.ndarray:
     return np.moveaxis(logits.detach().float().cpu().numpy(), 1, -1)
 
 
-def _device(setting: Setting) -> str:
+def device_of(setting: Setting) -> str:
     return "cuda" if setting.device == "gpu" else "cpu"
 
 
-def _precision(setting: Setting) -> Any:
+def precision(setting: Setting) -> Any:
     import torch
 
-    return torch.autocast(_device(setting), torch.bfloat16, enabled=setting.dtype == "bfloat16")
+    return torch.autocast(device_of(setting), torch.bfloat16, enabled=setting.dtype == "bfloat16")
 
 
-def _wait(setting: Setting) -> None:
+def wait(setting: Setting) -> None:
     import torch
 
     if setting.device == "gpu":
         torch.cuda.synchronize()
 
 
-def _formed(net: Any, image: Any, form: str) -> tuple[Any, Any]:
+def formed(net: Any, image: Any, form: str) -> tuple[Any, Any]:
     """The network and its image in a form. Parameters are shared, so that a form costs no copy."""
     import torch
 
@@ -141,20 +141,20 @@ def _formed(net: Any, image: Any, form: str) -> tuple[Any, Any]:
     return (torch.compile(net) if "compiled" in form else net), image
 
 
-def _forms(setting: Setting) -> Iterator[str]:
+def forms_of(setting: Setting) -> Iterator[str]:
     """The forms to try. On a GPU those that are likely to be fastest come first, as there may be no time for all."""
     compiled = () if setting.quick else ("compiled", "compiled, channels last")
     yield from ("plain", *compiled[::-1], "channels last") if setting.device == "gpu" else ("plain", "channels last", *compiled)
 
 
-def _fastest(make: Callable[[str], Callable[[], Any]], setting: Setting) -> tuple[Callable[[], Any], str]:
-    """The fastest form's function, and what all of them took (the better of two runs after one that warms up).
+def fastest(make: Callable[[str], Callable[[], Any]], forms: Iterable[str], setting: Setting) -> tuple[str, Callable[[], Any], str]:
+    """The fastest form, its function, and what all of them took (the better of two runs after one that warms up).
 
-    When half of the row's seconds are spent no other form is begun."""
+    When half of the row's seconds are spent no other form is begun. Absent if none works."""
     found: dict[str, float] = {}
     told: dict[str, str] = {}
     end = time.monotonic() + setting.seconds / 2
-    for form in _forms(setting):
+    for form in forms:
         if found and time.monotonic() > end:
             told[form] = "not tried: no time left"
             continue
@@ -171,7 +171,7 @@ def _fastest(make: Callable[[str], Callable[[], Any]], setting: Setting) -> tupl
         raise Absent(f"the peer fails in every form: {', '.join(f'{form} {value}' for form, value in told.items())}")
     best = min(found, key=found.__getitem__)
     run = make(best)
-    return run, f"{best} ({', '.join(f'{form} {value}' for form, value in told.items())})"
+    return best, run, f"{best} ({', '.join(f'{form} {value}' for form, value in told.items())})"
 
 
 def _milliseconds(run: Callable[[], Any]) -> float:

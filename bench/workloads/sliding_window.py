@@ -1,18 +1,20 @@
 """A whole scan, end to end (small UNETR): files read, prepared, tiled by windows, labels written. MONAI's `sliding_window_inference` and ours."""
 
 import dataclasses
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench import torch_side
 from bench.case import SAME_MATHS, Case, Setting, Work
 from bench.torch_side import import_or_absent, save_weights
 from bench.workloads import unetr
 
 _CHANNELS = ("T1", "T1c", "T2", "FLAIR")
 _CLASSES = 4
+_WINDOWS = 4  # that a form is timed on, and the most that it takes at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ def peer(sizes: Sizes, setting: Setting, folder: Path) -> Work:
     shape = {"feature_size": sizes.feature, "hidden_size": sizes.width, "mlp_dim": 4 * sizes.width, "num_heads": sizes.heads}
     net = nets.UNETR(len(_CHANNELS), _CLASSES, (sizes.window,) * 3, **shape)
     save_weights(net, folder)
-    device = "cuda" if setting.device == "gpu" else "cpu"
+    device = torch_side.device_of(setting)
     net = net.to(device).eval()
     net, layout, batch, form = _fastest_windows(net, sizes, setting)
     read = t.LoadImage(image_only=True, ensure_channel_first=True)
@@ -65,7 +67,7 @@ def peer(sizes: Sizes, setting: Setting, folder: Path) -> Work:
 
     def segment(paths: dict[str, Path]) -> np.ndarray:
         image = normalise(read([str(path) for path in paths.values()]))
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=setting.dtype == "bfloat16"):
+        with torch.inference_mode(), torch_side.precision(setting):
             logits = inferers.sliding_window_inference(
                 image[None].to(device, memory_format=layout),
                 sizes.window,
@@ -84,39 +86,30 @@ def peer(sizes: Sizes, setting: Setting, folder: Path) -> Work:
 
 
 def _fastest_windows(net: Any, sizes: Sizes, setting: Setting) -> tuple[Any, Any, int, str]:
-    """The peer's network in its fastest form for windows, the memory format of that, and how many windows at once take the least time for each."""
+    """The peer's network in its fastest form for windows, the memory format of that, how many windows at once take the least time, and what all took
+    for `_WINDOWS` of them."""
     import torch
 
-    device = "cuda" if setting.device == "gpu" else "cpu"
-    layouts = {"plain": torch.contiguous_format, "channels last": torch.channels_last_3d}
-    layouts |= {} if setting.quick else {"compiled": torch.contiguous_format, "compiled, channels last": torch.channels_last_3d}
-    found: dict[tuple[str, int], float] = {}
-    called = {form: torch.compile(net) if form.startswith("compiled") else net for form in layouts}
-    for form, layout in layouts.items():
-        net.to(memory_format=layout)
-        for batch in (1, 2, 4):
-            windows = torch.zeros((batch, len(_CHANNELS), *(sizes.window,) * 3), device=device).to(memory_format=layout)
-            try:
-                times = [_seconds(called[form], windows, setting) for _ in range(3)]
-            except RuntimeError:  # as where there is no C++ compiler, or no memory for so many
-                break
-            found[form, batch] = min(times[1:]) / batch
-    form, batch = min(found, key=found.__getitem__)
-    net.to(memory_format=layouts[form])
-    told = ", ".join(f"{name} x{count} {1e3 * value:.0f} ms" for (name, count), value in found.items())
-    return called[form], layouts[form], batch, f"{form}, {batch} at once ({told} a window)"
+    windows = torch.zeros((_WINDOWS, len(_CHANNELS), *(sizes.window,) * 3), device=torch_side.device_of(setting))
+    forms = {f"{form} by {count}": (form, count) for form in torch_side.forms_of(setting) for count in (1, 2, _WINDOWS)}
 
+    def make(form: str) -> Callable[[], None]:
+        kind, count = forms[form]
+        called, images = torch_side.formed(net, windows, kind)
 
-def _seconds(net: Any, windows: Any, setting: Setting) -> float:
-    import torch
+        def run() -> None:
+            with torch.inference_mode(), torch_side.precision(setting):
+                for group in images.split(count):
+                    called(group)
+            torch_side.wait(setting)
 
-    device = "cuda" if setting.device == "gpu" else "cpu"
-    start = time.perf_counter()
-    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=setting.dtype == "bfloat16"):
-        net(windows)
-    if setting.device == "gpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+        return run
+
+    best, _, told = torch_side.fastest(make, forms, setting)
+    kind, count = forms[best]
+    called, images = torch_side.formed(net, windows, kind)
+    layout = torch.channels_last_3d if images.is_contiguous(memory_format=torch.channels_last_3d) else torch.contiguous_format
+    return called, layout, count, told
 
 
 def ours(sizes: Sizes, setting: Setting, folder: Path) -> Work:

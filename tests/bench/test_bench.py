@@ -146,7 +146,7 @@ def test_a_peer_that_fails_in_every_form_is_absent():
         raise RuntimeError("Index put requires equal types")
 
     with pytest.raises(Absent, match="every form: plain fails .RuntimeError: Index put"):
-        torch_side._fastest(make, Setting("cpu", 1, quick=True))
+        torch_side.fastest(make, ["plain"], Setting("cpu", 1, quick=True))
 
 
 def test_a_contender_is_ended_at_the_limit(tmp_path):
