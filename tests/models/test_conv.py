@@ -181,6 +181,18 @@ def test_upsample_conv_is_a_transposed_convolution_with_kernel_equal_to_stride()
     close(upsample_conv(x, kernel, bias), wanted + np.asarray(bias))
 
 
+def test_the_product_of_upsample_conv_is_kept_apart_from_its_pixel_shuffle():
+    """Else XLA (jaxlib 0.11.2) does not finish compiling the gradient of two in a row, of two samples."""
+    x, kernel = arrays((2, 2, 2, 2, 4), (2, 2, 2, 4, 4))
+
+    def twice(x, kernel):
+        return jnp.sum(upsample_conv(upsample_conv(x, kernel), kernel) ** 2)
+
+    lowered = jax.jit(jax.grad(twice, (0, 1))).lower(x, kernel)
+    assert lowered.as_text().count("optimization_barrier") == 4  # both, forward and back
+    lowered.compile()
+
+
 def test_space_to_depth_and_back():
     x = jnp.arange(2 * 4 * 3 * 6 * 2.0).reshape(2, 4, 3, 6, 2)
     folded = space_to_depth(x, (2, 1, 3))
