@@ -11,26 +11,13 @@ from pathlib import Path
 
 from finetune.config import FinetuneConfig
 from finetune.few_label import FewLabelConfig
+from finetune.few_label.config import EVERY_ARM
 from jaxseg.config import load_config
 
 config = FewLabelConfig(
     split=str(Path(__file__).resolve().parents[1] / "splits" / "brain.json"),
     labels=(1, 2, 5, 10, 20, "all"),
-    arms=(
-        "scratch",
-        "pretrained",
-        "untrained",
-        "frozen",
-        "scratch_x4",
-        "equal_time",
-        "no_transformer",
-        "resenc",
-        "resenc_time",
-        "partial",
-        "mean_teacher",
-        "pseudo_labels",
-        "anchor",
-    ),
+    arms=EVERY_ARM,
     overlap=0.25,
     finetune=load_config("brain", "finetune", FinetuneConfig),
 )

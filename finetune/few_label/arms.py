@@ -4,10 +4,9 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 from finetune.config import FinetuneConfig
-from finetune.few_label.config import ArmKind, FewLabelConfig, Labels
+from finetune.few_label.config import EVERY_ARM, ArmKind, FewLabelConfig, Labels
 from finetune.few_label.resenc import plan_resenc
 from finetune.train import crop_of
 from jaxseg.audit import card_of
@@ -61,7 +60,7 @@ def arms_of(kinds: Sequence[ArmKind], pretrained: Sequence[str]) -> tuple[Arm, .
     Raises ConfigError for an unknown kind, two arms of one name, a kind that needs a pretraining where there is none, or one whose steps
     follow from arms that are not asked for.
     """
-    unknown = sorted(set(kinds) - set(get_args(ArmKind)))
+    unknown = sorted(set(kinds) - set(EVERY_ARM))
     if unknown:
         raise ConfigError(f"unknown arm {', '.join(unknown)}; there are {', '.join(ABOUT)}")
     arms = []

@@ -1,7 +1,7 @@
 """The settings of a few-label study. Built by the files in `configs/few_label`, overridden on the command line."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from finetune.config import FinetuneConfig
 
@@ -21,6 +21,7 @@ ArmKind = Literal[
     "pseudo_labels",
     "anchor",
 ]
+EVERY_ARM: tuple[ArmKind, ...] = get_args(ArmKind)
 
 
 @dataclass(frozen=True)

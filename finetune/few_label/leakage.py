@@ -30,10 +30,10 @@ def audit_study(config: FewLabelConfig, store: Store, split: str, arms: Sequence
     drawn = {name for cell in cells for name in labelled_cases(store, split, cell.labels, cell.draw)}
     drawn |= set(select_cases(store.names, f"{split}:pretrain")) if any(arm.kind in SEMI for arm in arms) else set()
     held = scans_of_store(store, tests)
-    audits: dict[str, Any] = {"labelled": _of_store(config, store, sorted(drawn), tests, f"{split}: labels or trains on").counts()}
+    audits: dict[str, Any] = {"labelled": _of_store(config, store, sorted(drawn), tests, split, "training").counts()}
     if config.finetune.monitor:
         watched = select_cases(store.labelled, config.finetune.monitor)
-        audits["monitored"] = _of_store(config, store, watched, tests, f"finetune.monitor={config.finetune.monitor}: watches").counts()
+        audits["monitored"] = _of_store(config, store, watched, tests, f"finetune.monitor={config.finetune.monitor}", "monitored").counts()
     for other in open_others(config.finetune.also, config.finetune.also_split, labelled=True):
         seen = scans_of_store(other.store, other.names)
         if not config.allow_overlap:
@@ -55,16 +55,16 @@ def audit_study(config: FewLabelConfig, store: Store, split: str, arms: Sequence
     return audits
 
 
-def _of_store(config: FewLabelConfig, store: Store, used: Sequence[str], tests: Sequence[str], what: str) -> Overlaps:
+def _of_store(config: FewLabelConfig, store: Store, used: Sequence[str], tests: Sequence[str], where: str, kind: str) -> Overlaps:
     """What cases of the study's own store share with the test cases."""
     both = sorted(set(used) & set(tests))
     if both:
-        raise ConfigError(f"{what} cases that are test cases: {', '.join(both[:6])}")
-    refuse_shared_patients({name: store.entry(name).patient for name in store.names}, used, tests, "training cases and test cases")
+        raise ConfigError(f"{where}: {kind} cases that are test cases: {', '.join(both[:6])}")
+    refuse_shared_patients({name: store.entry(name).patient for name in store.names}, used, tests, f"{kind} cases and test cases")
     shared = find_overlaps(scans_of_store(store, used), scans_of_store(store, tests))
     if shared.contents and not config.allow_overlap:
         raise ConfigError(
-            f"training cases and test cases are alike ({'; '.join(shared.lines()[:4])}): change the split, or say with --allow-overlap "
+            f"{where}: {kind} cases and test cases are alike ({'; '.join(shared.lines()[:4])}): change the split, or say with --allow-overlap "
             "that they are different scans"
         )
     return shared

@@ -7,10 +7,13 @@ import dataclasses
 import hashlib
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 
 from finetune.config import FinetuneConfig, stored
 from finetune.few_label.arms import INITIALISED, PACED, SEMI, arms_of, settings_of
@@ -32,7 +35,7 @@ from jaxseg.data.preprocess import check_label
 from jaxseg.data.pseudonyms import kept_salt, pseudonymous
 from jaxseg.data.split import select_cases
 from jaxseg.data.staging import inputs_hash
-from jaxseg.errors import ConfigError, InputError, Preempted, StorageError
+from jaxseg.errors import ConfigError, InputError, JaxsegError, Preempted, StorageError
 from jaxseg.files import lock_folder, read_json, sha256_of, write_json
 from jaxseg.prepare import NAMES
 
@@ -126,6 +129,8 @@ def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[C
             # Not this cell's own: every other one would meet it too.
             raise
         except Exception as error:
+            if not isinstance(error, (JaxsegError, jax.errors.JaxRuntimeError)):
+                traceback.print_exc()  # a mistake of ours, or of a library: the cell keeps one line of it
             print(f"few_label: {cell.name} failed: {error}", file=sys.stderr)
             write_cell(folder, cell, task.identity, FAILED, reason=f"{type(error).__name__}: {error}")
         _results(plan, cells)

@@ -395,7 +395,7 @@ def test_test_cases_are_neither_monitored_nor_in_another_store(data, tmp_path):
     (tmp_path / "split.json").write_text(json.dumps(made))
     config = study(data, tmp_path / "out", split=str(tmp_path / "split.json"), test_cases=0)
     watching = dataclasses.replace(config.finetune, monitor=f"{tmp_path / 'split.json'}:test")
-    with pytest.raises(ConfigError, match="watches cases that are test cases"):
+    with pytest.raises(ConfigError, match="finetune.monitor=.*monitored cases that are test cases"):
         run_study(dataclasses.replace(config, finetune=watching), measure=Pretended())
     also = dataclasses.replace(config.finetune, also={str(data / "store"): 1.0})
     with pytest.raises(ConfigError, match="finetune.also=.* has seen"):
