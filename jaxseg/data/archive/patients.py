@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxseg.data import bids
+from jaxseg.data.beside import IMAGES, LABELS
 from jaxseg.data.io.scans import stem
 from jaxseg.data.scan_names import is_modality, role_of, split_name, tokens
 
-IMAGE_FOLDERS = frozenset({"images", "image", "imagestr", "imagests", "imagesval", "scans", "volumes", "volume", "imgs", "img"})
-LABEL_FOLDERS = frozenset(
-    {"labels", "label", "masks", "mask", "labelstr", "labelsts", "labelsval", "segmentations", "segmentation", "annotations"}
-)
+IMAGE_FOLDERS = frozenset({*IMAGES, "imagesval"})
+LABEL_FOLDERS = frozenset({*LABELS, "labelsval"})
 # Folders that say where it was taken, not of whom.
 _PLACE = re.compile(r"(site|cent(re|er)|hospital|scanner|cohort|batch)s?[-_ ]?\w{0,3}", re.IGNORECASE)
 _COUNTED = re.compile(r"(case|scan|image|img|vol(ume)?|sample|pat(ient)?|sub(j(ect)?)?|id|p|s)?[-_ ]?\d{1,4}", re.IGNORECASE)
