@@ -19,7 +19,7 @@ from jaxseg.train.step import Loss, Terms
 
 UNLABELLED = "unlabelled."  # before the names of a batch's unlabelled arrays
 _SEED = 1_000_003  # apart from the labelled crops', for the same cases may be in both
-_SPATIAL = ("flip", "affine", "rotate", "rescale", "scale_each_axis", "elastic")
+_SPATIAL = ("flip", "affine", "rotate", "rescale", "scale_each_axis", "elastic", "spacing_jitter")
 _STRENGTHS = ("rotation", "scale", "elastic_width", "elastic_strain")
 
 
@@ -106,7 +106,7 @@ def make_views(batch: Batch, keys: Array, augmentation: Augment) -> Views:
     intensity = dataclasses.replace(augmentation, **{name: getattr(still, name) for name in _SPATIAL})
     moved = augment(batch, _parts(keys, 0), spatial)
     changed = augment(moved, _parts(keys, 1), intensity)
-    return Views(moved["image"], changed["image"], batch["spacing"], moved["mask"] != 0)
+    return Views(moved["image"], changed["image"], moved["spacing"], moved["mask"] != 0)
 
 
 def ramped(updates: Array, ramp: int) -> Float[Array, ""]:

@@ -22,7 +22,7 @@ from pretrain.objectives.objective import Anatomy, Objective
 
 # Folded into a sample's key for its blocks, and for the network's drop path; augmentation itself uses small numbers.
 _BLOCKS, _NETWORK = 3001, 3002
-_MOVES = ("affine", "rotate", "rescale", "elastic")
+_MOVES = ("affine", "rotate", "rescale", "elastic")  # and spacing_jitter, which is off where it is None
 _LOOKS = ("noise", "blur", "brightness", "contrast", "coarse", "gamma", "bias")
 
 
@@ -41,7 +41,7 @@ def make_loss(graph: nnx.GraphDef, augmentation: Augment, anatomy: Anatomy | Non
     """
     settings = anatomy or Anatomy()
     moves = dataclasses.replace(augmentation, **dict.fromkeys(_LOOKS, 0.0))
-    looks = dataclasses.replace(augmentation, flip=(0.0, 0.0, 0.0), **dict.fromkeys(_MOVES, 0.0))
+    looks = dataclasses.replace(augmentation, flip=(0.0, 0.0, 0.0), spacing_jitter=None, **dict.fromkeys(_MOVES, 0.0))
 
     def loss(params: Any, batch: dict[str, Any], keys: Any, extra: Any) -> dict[str, Any]:
         network = nnx.merge(graph, params)
@@ -74,7 +74,7 @@ def _moved(batch: dict[str, Any], keys: Key[Array, " b"], moves: Augment) -> tup
     moved = augment(both, keys, moves)
     image, place = moved["image"][..., :channels], moved["image"][..., channels:]
     place = place.at[..., 0].set(jnp.abs(place[..., 0]))
-    return {**batch, "image": image, "mask": moved["mask"]}, place
+    return {**batch, "image": image, "mask": moved["mask"], "spacing": moved["spacing"]}, place
 
 
 def _places(batch: dict[str, Any]) -> Float[Array, "b x y z 3"]:

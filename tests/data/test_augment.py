@@ -87,10 +87,12 @@ def test_a_sample_does_not_depend_on_its_neighbours():
 def test_samples_in_turn_give_what_they_give_at_once():
     batch, keys = make_batch(b=8, shape=(9, 10, 11)), keys_of(8, seed=3)
     config = dataclasses.replace(Augment.nnunet(), elastic=0.4, bias=0.4, noise=0.5, contrast=0.5, brightness=0.5, flip=(0.5, 0.0, 0.5))
+    config = dataclasses.replace(config, spacing_jitter=(0.8, 1.1))
     by = jax.jit(augment, static_argnums=2, static_argnames="one_by_one")
     at_once, in_turn = (by(batch, keys, config, one_by_one=each) for each in (False, True))
     assert set(in_turn) == set(batch) and int(in_turn["id"][5]) == 5
     np.testing.assert_allclose(in_turn["image"], at_once["image"], atol=5e-5)
+    np.testing.assert_allclose(in_turn["spacing"], at_once["spacing"], rtol=1e-6)
     for name in ("label", "mask"):
         assert in_turn[name].dtype == at_once[name].dtype
         np.testing.assert_array_equal(in_turn[name], at_once[name])
@@ -367,6 +369,31 @@ def test_scaling_per_axis_and_shifts_in_closed_form():
     np.testing.assert_allclose(np.stack(where, -1), np.clip(centre + offset / [2, 1, 4], 0, [4, 5, 6]), atol=1e-5)
 
 
+def test_another_voxel_size_is_told_and_changes_no_size_in_millimetres():
+    batch = make_batch(b=4, shape=(32, 30, 28))
+    batch["label"] = np.stack([ball((32, 30, 28), radius=5.0, offset=(1, 0, 0))] * 4)
+    batch["image"] = (batch["label"][..., None] * np.ones(2)).astype(np.float16)
+    out = run(batch, keys_of(4), only(spacing_jitter=(0.6, 0.9)))
+    factor = np.asarray(out["spacing"]) / batch["spacing"]
+    assert ((factor > 0.6) & (factor < 0.9)).all() and len(np.unique(factor)) == factor.size
+    for before, after, old, new in zip(batch["label"], np.asarray(out["label"]), batch["spacing"], np.asarray(out["spacing"])):
+        for axis in range(3):
+            across = [np.ptp(np.nonzero(label == 1)[axis]) + 1 for label in (before, after)]
+            # The extent in mm, to a voxel at each end.
+            assert abs(across[0] * old[axis] - across[1] * new[axis]) <= old[axis] + new[axis]
+        assert (after == 1).sum() > 1.3 * (before == 1).sum()
+    assert (np.asarray(out["mask"]) == 1).all(), "smaller voxels see nothing but the crop"
+
+
+def test_larger_voxels_see_air_around_the_crop():
+    out = run(make_batch(), keys_of(3), only(spacing_jitter=(1.5, 1.5)))
+    np.testing.assert_allclose(out["spacing"], 1.5 * make_batch()["spacing"], rtol=1e-6)
+    mask, image, label = (np.asarray(out[name]) for name in ("mask", "image", "label"))
+    assert (mask[:, 0] == 0).all() and (image[:, 0] == -3).all() and (label[:, 0] == IGNORE).all()
+    # A crop of 20 voxels of 1 is seen by the middle 13 or 14 of 1.5.
+    assert abs((mask[0, :, 11, 9] == 1).sum() - 20 / 1.5) < 1
+
+
 def test_smooth_fields_have_the_deviation_and_the_correlation_they_state():
     width = 0.2
     draw = jax.jit(jax.vmap(lambda key: smooth_field(key, (20, 10, 11), 2, jnp.float32(width), 0.1)))
@@ -461,6 +488,8 @@ def test_lowers_for_accelerators(platform):
         ({"gamma_power": (2.0, 1.0)}, "lowest"),
         ({"elastic_width": (0.0, 0.2)}, "above 0"),
         ({"channel_share": -0.1}, "probability"),
+        ({"spacing_jitter": (1.2, 0.8)}, "lowest"),
+        ({"spacing_jitter": (0.0, 0.8)}, "above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change, word):

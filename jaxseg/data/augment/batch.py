@@ -40,8 +40,9 @@ def augment(batch: Batch, keys: Array, config: Augment, *, one_by_one: bool | No
 
     Returns:
         The batch with `image` in float32, channels that are not `present` at 0, `label` resampled by nearest neighbour with 255 and `mask`
-        with 0 where a moved crop reaches outside the old one. Rotation and scaling are in millimetres, so anisotropic voxels stay rigid.
-        Rotation, scaling and elastic deformation are one resampling.
+        with 0 where a moved crop reaches outside the old one, and `spacing` the new voxel size where `spacing_jitter` draws one. Rotation
+        and scaling are in millimetres, so anisotropic voxels stay rigid. Rotation, scaling, elastic deformation and another voxel size
+        are one resampling.
     """
     arrays = {name: batch[name] for name in _MADE_OF if name in batch}
     air = batch["air"].astype(jnp.float32) if "air" in batch else jnp.zeros((len(keys), batch["image"].shape[-1]))
@@ -51,7 +52,7 @@ def augment(batch: Batch, keys: Array, config: Augment, *, one_by_one: bool | No
         new = jax.lax.platform_dependent(arrays, keys, **forms)
     else:
         new = (_in_turn if one_by_one else _at_once)(arrays, keys, config)
-    return {**batch, **{name: new[name] for name in spatial.MOVED if name in new}}
+    return {**batch, **{name: new[name] for name in (*spatial.MOVED, "spacing") if name in new}}
 
 
 def _in_turn(batch: Batch, keys: Array, config: Augment) -> Batch:

@@ -12,7 +12,7 @@ _PROBABILITIES = (
 )  # fmt: skip
 _RANGES = (
     "scale", "elastic_width", "elastic_strain", "bias_width", "bias_strength", "noise_std", "blur_sigma", "brightness_factor",
-    "contrast_factor", "coarse_zoom", "gamma_power",
+    "contrast_factor", "coarse_zoom", "gamma_power", "spacing_jitter",
 )  # fmt: skip
 _MAY_BE_ZERO = ("elastic_strain", "bias_strength", "noise_std")
 
@@ -34,6 +34,9 @@ class Augment:
         blur_sigma: in voxels.
         coarse_zoom: the resolution kept (low-resolution simulation), 0.5 being every second voxel.
         channel_share: the part of the channels that blur and coarse act on; below 1 each of them draws a strength of its own.
+        spacing_jitter: every sample is resampled to another voxel size, and `spacing` says so: its own times a factor along each axis,
+            uniform in the logarithm between these two. Unlike `scale` it does not change how large anything is in mm. Above 1 the crop
+            reaches beyond what was loaded, which is air there. None for no jitter.
 
     The defaults are nnU-Net v2's strengths (Isensee et al., Nat. Methods 2021), with rotation and scaling drawn together.
     """
@@ -65,6 +68,7 @@ class Augment:
     bias_width: Range = (0.3, 0.6)
     bias_strength: Range = (0.0, 0.3)
     channel_share: float = 1.0
+    spacing_jitter: Range | None = None
 
     def __post_init__(self) -> None:
         for name in _PROBABILITIES:
@@ -75,6 +79,8 @@ class Augment:
         if len(self.rotation) != 3:
             raise ConfigError(f"Augment.rotation is {self.rotation}: expected one largest angle per axis, in degrees")
         for name in _RANGES:
+            if getattr(self, name) is None:
+                continue
             low, high = getattr(self, name)
             if not 0 <= low <= high or (low == 0 and name not in _MAY_BE_ZERO):
                 raise ConfigError(f"Augment.{name} is {(low, high)}: expected (lowest, highest), both above 0")

@@ -1,5 +1,5 @@
-"""Spatial augmentation: rotation, scaling and elastic deformation in one resampling of image, label and mask, and flips. Called by
-`augment`."""
+"""Spatial augmentation: rotation, scaling, elastic deformation and another voxel size in one resampling of image, label and mask, and
+flips. Called by `augment`."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,8 @@ def deform(batch: Batch, keys: Array, config: Augment) -> Batch:
         new = jax.vmap(lambda sample, drawn: _move(sample, drawn, config))(batch, motion)
         return {name: jnp.where(_per_sample(motion["hit"], array), new[name], array) for name, array in old.items()}
 
-    return {**batch, **jax.lax.cond(motion["hit"].any(), work, lambda: old)}
+    moved = jax.lax.cond(motion["hit"].any(), work, lambda: old)
+    return {**batch, **moved, "spacing": _spacing(batch, motion)}
 
 
 def deform_one(sample: Batch, key: Array, config: Augment) -> Batch:
@@ -36,11 +37,17 @@ def deform_one(sample: Batch, key: Array, config: Augment) -> Batch:
     if not _deforms(config):
         return sample
     motion = draw_motion(key, config)
-    return jax.lax.cond(motion["hit"], lambda: _move(sample, motion, config), lambda: sample)
+    moved = jax.lax.cond(motion["hit"], lambda: _move(sample, motion, config), lambda: sample)
+    return {**moved, "spacing": _spacing(sample, motion)}
 
 
 def _deforms(config: Augment) -> bool:
-    return any((config.affine, config.rotate, config.rescale, config.elastic))
+    return any((config.affine, config.rotate, config.rescale, config.elastic)) or config.spacing_jitter is not None
+
+
+def _spacing(batch: Batch, motion: Batch) -> Array:
+    """The voxel size in mm after a motion."""
+    return batch["spacing"] * motion["voxel"] if "voxel" in motion else batch["spacing"]
 
 
 def flip(batch: Batch, keys: Array, config: Augment) -> Batch:
@@ -81,7 +88,8 @@ def _per_sample(hit: Array, array: Array) -> Array:
 
 def draw_motion(key: Array, config: Augment) -> Batch:
     """One sample's motion, of those that `config` has: `hit`; `angles` (3,) radians and magnification `scale` (3,), both neutral where
-    they were not drawn; and with elastic deformation `amplitude` and `width` (parts of the crop's edge) and the key `noise`."""
+    they were not drawn; with elastic deformation `amplitude` and `width` (parts of the crop's edge) and the key `noise`; and with another
+    voxel size `voxel` (3,), by how much larger it is."""
     first, second = jax.random.split(key)
     turn, size = jax.random.split(second)
     both = jax.random.bernoulli(first, config.affine)
@@ -94,6 +102,10 @@ def draw_motion(key: Array, config: Augment) -> Batch:
         "angles": jnp.where(turned, angles, 0.0),
         "scale": jnp.where(scaled, _draw_scale(size, jax.random.fold_in(key, 2), config), jnp.ones(3)),
     }
+    if config.spacing_jitter is not None:
+        low, high = (math.log(limit) for limit in config.spacing_jitter)
+        voxel = jnp.exp(jax.random.uniform(jax.random.fold_in(key, 5), (3,), minval=low, maxval=high))
+        motion |= {"hit": jnp.ones((), bool), "voxel": voxel}
     if config.elastic == 0:
         return motion
     bent = jax.random.bernoulli(jax.random.fold_in(key, 3), config.elastic)
@@ -125,7 +137,9 @@ def _move(sample: Batch, motion: Batch, config: Augment) -> Batch:
     if config.elastic > 0:
         field = smooth_field(motion["noise"], shape, 3, motion["width"], config.elastic_width[0])
         shift = motion["amplitude"] * field * jnp.asarray(shape, jnp.float32)
-    where, inside = affine_coordinates(shape, sample["spacing"], motion["angles"], motion["scale"], shift)
+    # What is seen in larger voxels is that much smaller in voxels.
+    scale = motion["scale"] / motion["voxel"] if "voxel" in motion else motion["scale"]
+    where, inside = affine_coordinates(shape, sample["spacing"], motion["angles"], scale, shift)
     out = {**sample, "image": jnp.where(inside[..., None], sample_linear(image, where), sample["air"])}
     for name, fill in (("mask", 0), ("label", IGNORE)):
         if name in sample:
