@@ -56,6 +56,20 @@ def frozen(params: Any, prefixes: Sequence[str]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(params), found)
 
 
+def in_encoder(params: Any) -> Any:
+    """True for every array of the encoder, from its embedding to its last layer, of the structure of `params`.
+
+    Raises ConfigError if no part of the network is called `encoder` or `transformer`.
+    """
+    depths = layer_depths(params)
+    names = array_names(params)
+    if not any(name.startswith(("encoder.", "transformer.")) for name in names):
+        tops = sorted({name.split(".")[0] for name in names})
+        raise ConfigError(f"decoder_first needs a network with an encoder; its parts are {', '.join(tops)}")
+    behind = max(int(depth.max()) for depth in depths.values())
+    return jax.tree.unflatten(jax.tree.structure(params), [bool((depths[name] < behind).all()) for name in names])
+
+
 def decayed_rates(params: Any, decay: float) -> Mapping[str, np.ndarray]:
     """`decay ** (n + 1 - depth)` for each array by name (BEiT, arXiv 2106.08254), float32; shaped to multiply the array.
 

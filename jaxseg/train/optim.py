@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxseg.errors import ConfigError
-from jaxseg.train.groups import decayed_rates, frozen
+from jaxseg.train.groups import decayed_rates, frozen, in_encoder
 from jaxseg.train.state import array_names
 
 # Names (one dotted part) whose arrays are not weights of a linear map: shrinking them towards zero has no meaning.
@@ -34,6 +34,8 @@ class OptimConfig:
         layer_decay: layer i of the encoder (n blocks or stages, i from 0) learns at `layer_decay ** (n - i)`, the embedding at `layer_decay
             ** (n + 1)`, everything else at 1 (BEiT, arXiv 2106.08254). `groups.layer_depths` says which array is in which layer.
         freeze: dotted prefixes of parameters that stay as they are.
+        decoder_first: for so many first steps nothing but what lies behind the encoder's last layer learns; then the encoder's rate rises to
+            its own in `warmup` steps more, so that a decoder that knows nothing does not pull a pretrained encoder apart.
     """
 
     lr: float = 1e-3
@@ -45,12 +47,15 @@ class OptimConfig:
     clip: float | None = 1.0
     layer_decay: float = 1.0
     freeze: tuple[str, ...] = ()
+    decoder_first: int = 0
 
     def __post_init__(self):
         if self.lr <= 0 or self.steps < 1 or not 0 <= self.warmup <= self.steps:
             raise ConfigError(f"lr={self.lr}, warmup={self.warmup}, steps={self.steps}: need lr > 0, steps >= 1 and 0 <= warmup <= steps")
         if not 0 < self.layer_decay <= 1 or not 0 <= self.final <= 1:
             raise ConfigError(f"layer_decay={self.layer_decay} must lie in (0, 1] and final={self.final} in [0, 1]")
+        if self.decoder_first < 0:
+            raise ConfigError(f"decoder_first={self.decoder_first}: expected a number of steps, 0 or more")
 
 
 def learning_rate(config: OptimConfig) -> optax.Schedule:
@@ -66,7 +71,8 @@ def learning_rate(config: OptimConfig) -> optax.Schedule:
 def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransformation:
     """The optimizer of `config` for parameters with these names and shapes (`params` may be abstract).
 
-    Raises ConfigError for layer decay of an encoder without layers, or a `freeze` prefix that matches nothing.
+    Raises ConfigError for layer decay of an encoder without layers, a `freeze` prefix that matches nothing, or `decoder_first` of a network
+    without an encoder.
     """
     # Where arrays are frozen, their gradients are part of the norm that the step knows, and must not be of this one.
     parts = [clip_by_norm(config.clip, known=not config.freeze)] if config.clip is not None else []
@@ -77,6 +83,8 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
     ]
     if config.layer_decay != 1.0 or config.freeze:
         parts.append(scale_by_tree(multipliers(config, params)))
+    if config.decoder_first:
+        parts.append(hold(in_encoder(params), config.decoder_first, config.warmup))
     if config.freeze:
         parts.insert(0, scale_by_tree(multipliers(OptimConfig(freeze=config.freeze), params)))
     return optax.chain(*parts)
@@ -100,6 +108,22 @@ def clip_by_norm(limit: float, *, known: bool = True) -> optax.GradientTransform
 def scale_by_tree(factors: Any) -> optax.GradientTransformation:
     """Multiply each update by the array of the same place in `factors`, broadcast against it."""
     return optax.stateless(lambda updates, _: jax.tree.map(lambda update, factor: update * factor, updates, factors))
+
+
+class HoldState(NamedTuple):
+    """How many updates there have been."""
+
+    count: jax.Array
+
+
+def hold(held: Any, first: int, ramp: int) -> optax.GradientTransformation:
+    """Updates of the arrays that are True in `held` are 0 for the `first` steps, and rise linearly to their full size in `ramp` steps more."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, HoldState]:
+        factor = jnp.clip((state.count - first + 1) / (ramp + 1), 0.0, 1.0).astype(jnp.float32)
+        return jax.tree.map(lambda each, stays: each * factor if stays else each, updates, held), HoldState(state.count + 1)
+
+    return optax.GradientTransformation(lambda params: HoldState(jnp.zeros((), jnp.int32)), update)
 
 
 def decay_mask(params: Any) -> Any:

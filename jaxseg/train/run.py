@@ -23,6 +23,7 @@ from jaxseg.train.log import RunLog
 
 # Settings that change how often a run reports or saves, never its numbers.
 MAY_CHANGE = ("log_every", "save_every", "max_skips")
+_OFF = (None, False, 0, "", [], {})
 CONTENT = "content"
 """The name in a config of what the cases hold: a list of (case, hash). A run whose config is from before it existed is gone on with."""
 
@@ -124,6 +125,8 @@ def _flatten(value: Any, name: str = "") -> dict[str, Any]:
 def _refuse_changes(run: RunFolder, resolved: dict[str, Any], may_change: tuple[str, ...]) -> None:
     before, now = _flatten(run.config), _flatten(resolved)
     changed = [name for name in {**before, **now} if before.get(name, "not set") != now.get(name, "not set")]
+    # Settings that are younger than the run are off where nobody sets them, which is what it did.
+    changed = [name for name in changed if name in before or now[name] not in _OFF]
     refused = [name for name in changed if name not in may_change and _last(name) not in may_change]
     settings = [name for name in refused if _last(name) != CONTENT]
     if settings:

@@ -185,6 +185,20 @@ def test_a_changed_config_is_refused_with_the_difference(tmp_path):
         pass
 
 
+def test_a_run_from_before_a_setting_existed_goes_on_where_that_is_off(tmp_path):
+    with RunFolder.open(tmp_path, {"lr": 0.1}) as run:
+        write_json(run.checkpoints / "000000001" / "manifest.json", {})
+    off = {"lr": 0.1, "optim": {"decoder_first": 0}, "augment": {"spacing_jitter": None}, "also": {}}
+    with pytest.raises(ConfigError, match=r"\n  optim.decoder_first: 'not set' then, 5 now$"):
+        with RunFolder.open(tmp_path, off | {"optim": {"decoder_first": 5}}):
+            pass
+    with RunFolder.open(tmp_path, off):
+        pass
+    with pytest.raises(ConfigError, match=r"decoder_first: 0 then, 5 now"):
+        with RunFolder.open(tmp_path, off | {"optim": {"decoder_first": 5}}):
+            pass
+
+
 def test_a_folder_in_which_nothing_was_trained_may_be_taken_with_another_config(train, tmp_path):
     """As after a mistyped value, or a run that was stopped before its first checkpoint."""
     for lr in (0.1, 0.2):

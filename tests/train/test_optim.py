@@ -87,6 +87,24 @@ def test_a_frozen_gradient_does_not_use_up_the_clipping(params):
     np.testing.assert_allclose(moments["head.bias"], 0.1 * (1 - config.betas[0]), rtol=1e-5)
 
 
+def test_the_decoder_learns_first_and_the_encoder_rises_to_its_rate(params):
+    """Adam's updates of a constant gradient have the size of the rate, so that what the encoder has of the head's can be read off."""
+    config = OptimConfig(lr=0.1, steps=20, warmup=0, final=1.0, weight_decay=0.0, clip=None, decoder_first=3)
+    slow = OptimConfig(lr=0.1, steps=20, warmup=4, final=1.0, weight_decay=0.0, clip=None, decoder_first=3)
+    encoder, warmed = [], []
+    for settings, rates in ((config, encoder), (slow, warmed)):
+        optimizer = make_optimizer(settings, params)
+        state = optimizer.init(params)
+        for _ in range(9):
+            updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+            moved = by_name(params, updates)
+            assert moved["head.kernel"].all()
+            rates.append(float(moved["encoder.blocks.mlp.kernel"][1, 0, 0] / moved["head.kernel"][0, 0]))
+            np.testing.assert_allclose(moved["encoder.embed.kernel"][0, 0], moved["encoder.blocks.mlp.kernel"][1, 0, 0], rtol=1e-5)
+    np.testing.assert_allclose(encoder, [0.0] * 3 + [1.0] * 6, rtol=1e-4)
+    np.testing.assert_allclose(warmed, [0.0] * 3 + [part / 5 for part in (1, 2, 3, 4, 5, 5)], rtol=1e-4)
+
+
 def test_schedule():
     rate = learning_rate(OptimConfig(lr=2.0, steps=110, warmup=10, final=0.1))
     assert 0 < rate(0) < rate(5) < rate(10) == 2.0
@@ -94,7 +112,7 @@ def test_schedule():
     assert rate(110) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"warmup": 20, "steps": 10}, {"layer_decay": 1.5}, {"final": 2.0}])
+@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"warmup": 20, "steps": 10}, {"layer_decay": 1.5}, {"final": 2.0}, {"decoder_first": -1}])
 def test_settings_that_make_no_sense(bad):
     with pytest.raises(ConfigError):
         OptimConfig(**bad)
@@ -105,3 +123,5 @@ def test_names_that_are_not_there(params):
         make_optimizer(OptimConfig(freeze=("encodr",)), params)
     with pytest.raises(ConfigError, match=r"needs parameters encoder\.blocks"):
         make_optimizer(OptimConfig(layer_decay=0.5), {"head": {"kernel": jnp.ones((2, 2))}})
+    with pytest.raises(ConfigError, match=r"decoder_first needs a network with an encoder; its parts are head"):
+        make_optimizer(OptimConfig(decoder_first=5), {"head": {"kernel": jnp.ones((2, 2))}})
