@@ -1,5 +1,6 @@
 """Where a token is: learned and sin-cos tables, and rotary embeddings by token index or in millimetres. Called by `vit` and `mae`."""
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -69,10 +70,40 @@ def rotate(x: Float[Array, "b n h d"], rotation: Rotation) -> Float[Array, "b n 
 
 
 def gather_tokens(values: Float[Array, "b n c"], index: Int[Array, "b k"]) -> Float[Array, "b k c"]:
-    """values[i, index[i]] for every sample i; a leading axis of 1 in `values` stands for every sample."""
-    if values.shape[0] == 1:
+    """values[i, index[i]] for every sample i; a leading axis of 1 in `values` stands for every sample.
+
+    No sample's index may name a token twice: the gradient is then a gather, too, where that of indexing would be a scatter, which is slow.
+    First derivatives in reverse mode only.
+    """
+    return _gathered(values, index, values.shape[:2])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _gathered(values: Array, index: Array, shape: tuple[int, int]) -> Array:
+    if shape[0] == 1:
         return values[0][index]
     return jnp.take_along_axis(values, index[..., None], axis=1)
+
+
+def _gathered_forward(values: Array, index: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
+    return _gathered(values, index, shape), index
+
+
+def _gathered_backward(shape: tuple[int, int], index: Array, gradient: Array) -> tuple[Array, None]:
+    (lead, n), k = shape, index.shape[1]
+    order = jnp.argsort(index, axis=1)
+    if k == n:
+        back = jnp.take_along_axis(gradient, order[..., None], axis=1)
+    else:
+        ascending = jnp.take_along_axis(index, order, axis=1)
+        place = jax.vmap(lambda one: jnp.searchsorted(one, jnp.arange(n), method="compare_all"))(ascending).clip(0, k - 1)
+        named = jnp.take_along_axis(ascending, place, axis=1) == jnp.arange(n)
+        rows = jnp.take_along_axis(gradient, jnp.take_along_axis(order, place, axis=1)[..., None], axis=1)
+        back = jnp.where(named[..., None], rows, 0)
+    return back.sum(0, keepdims=True) if lead == 1 else back, None
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 class Positions(nnx.Module):

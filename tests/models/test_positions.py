@@ -115,3 +115,19 @@ def test_gather_tokens_takes_rows_per_sample():
     values, index = noise(2, 5, 3), jnp.array([[4, 0], [1, 1]])
     np.testing.assert_array_equal(gather_tokens(values, index), np.stack([values[0][index[0]], values[1][index[1]]]))
     np.testing.assert_array_equal(gather_tokens(values[:1], index), values[0][index])
+
+
+@pytest.mark.parametrize("taken", [1, 5, 12])
+@pytest.mark.parametrize("lead", [1, 3])
+def test_the_gradient_of_gathered_tokens_is_that_of_indexing_without_a_scatter(lead, taken):
+    rng = np.random.default_rng(taken)
+    values = rng.normal(size=(lead, 12, 4)).astype(np.float32)
+    index = np.stack([rng.permutation(12)[:taken] for _ in range(3)])
+    factor = rng.normal(size=(3, taken, 4)).astype(np.float32)
+    wanted = np.zeros((3, 12, 4), np.float32)
+    for sample, (places, rows) in enumerate(zip(index, factor)):
+        wanted[sample, places] = rows
+    wanted = wanted.sum(0, keepdims=True) if lead == 1 else wanted
+    gradient = jax.grad(lambda values: jnp.sum(gather_tokens(values, index) * factor))
+    np.testing.assert_allclose(gradient(values), wanted, rtol=1e-6)
+    assert "scatter" not in str(jax.make_jaxpr(gradient)(values))
