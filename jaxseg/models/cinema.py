@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxseg.errors import ConfigError, ShapeError
 from jaxseg.models.conv import conv3d, kernel_init
-from jaxseg.models.layers import MLP, BlockConfig, layer_norm, linear
+from jaxseg.models.layers import MLP, BlockConfig, Keep, layer_norm, linear
 from jaxseg.models.positions import Triple
 from jaxseg.models.vit import ViT, ViTConfig
 
@@ -44,6 +44,7 @@ class CineMAConfig:
     positions: Literal["sincos", "learned"] = "sincos"
     drop_path: float = 0.0
     remat: bool = False
+    remat_keep: Keep | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @classmethod
@@ -81,6 +82,7 @@ class CineMAConfig:
             class_token=True,
             drop_path=self.drop_path,
             remat=self.remat,
+            remat_keep=self.remat_keep,
             dtype=self.dtype,
         )
 

@@ -18,7 +18,7 @@ from jaxseg.errors import ConfigError
 from jaxseg.models.attention import attention
 from jaxseg.models.conv_stem import ConvStem, ConvStemConfig
 from jaxseg.models.instance_norm import SLOPE
-from jaxseg.models.layers import Block, LayerScale, layer_norm, run_blocks, survival
+from jaxseg.models.layers import Block, Keep, LayerScale, layer_norm, run_blocks, survival
 from jaxseg.models.matrix_product import product
 from jaxseg.models.positions import Positions, Rotation, Triple, gather_tokens, rope_rotation, rotate
 from jaxseg.models.vit import patchify, token_grid
@@ -52,6 +52,7 @@ class EvaConfig:
     registers: int = 0
     drop_path: float = 0.0
     remat: bool = False
+    remat_keep: Keep | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @classmethod
@@ -254,7 +255,15 @@ class Eva(nnx.Module):
             coordinates = None if coordinates is None else jnp.pad(coordinates, [(0, 0), (own, 0), (0, 0)])
         survive = survival(key, config.depth, config.drop_path) if key is not None and config.drop_path else None
         rotation = None if coordinates is None else rope_rotation(coordinates, config.width // config.heads, config.rope_base)
-        tokens, states = run_blocks(self.blocks, tokens, rotation=rotation, survive=survive, states=bool(taps), remat=config.remat)
+        tokens, states = run_blocks(
+            self.blocks,
+            tokens,
+            rotation=rotation,
+            survive=survive,
+            states=bool(taps),
+            remat=config.remat,
+            keep=config.remat_keep,
+        )
         return self.norm(tokens[:, own:]), [] if states is None else [states[tap - 1][:, own:] for tap in taps]
 
     def _placed(self, tokens: Array, grid: Triple, index: Array | None) -> Array:

@@ -121,7 +121,7 @@ class EvaDecoder(nnx.Module):
         if table is not None:
             tokens = tokens + gather_tokens(table, index).astype(tokens.dtype)
         rotation = None if coordinates is None else rope_rotation(coordinates, config.width // config.heads, config.rope_base)
-        return run_blocks(self.blocks, tokens, rotation=rotation, remat=config.remat)[0]
+        return run_blocks(self.blocks, tokens, rotation=rotation, remat=config.remat, keep=config.remat_keep)[0]
 
     def _patches(self, states: Float[Array, "b k w"]) -> Float[Array, "b k p"]:
         # PatchDecode looks at no neighbour, so any set of tokens will do, each a grid of its own.

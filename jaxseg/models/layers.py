@@ -2,8 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from jaxseg.models import matrix_product
 from jaxseg.models.attention import attention
 from jaxseg.models.matrix_product import product
 from jaxseg.models.positions import Rotation, rotate
 
+Keep = Literal["products"]
+"""What a recomputed block keeps all the same: the results of its linear maps, so that only norms, activations and attention are done again."""
 EPSILON = 1e-5  # of every LayerNorm, as in torch
 _glorot = nnx.initializers.xavier_uniform()
 
@@ -127,6 +129,12 @@ def survival(key: Key[Array, " b"], depth: int, rate: float) -> Float[Array, "de
     return jnp.where(drawn >= rates, 1 / (1 - rates), 0.0)
 
 
+def recomputed(function: Callable[..., Any], keep: Keep | None, *, prevent_cse: bool = True) -> Callable[..., Any]:
+    """`function` with its inside computed again in the backward pass (`jax.checkpoint`), but what `keep` names."""
+    policy = jax.checkpoint_policies.save_only_these_names(matrix_product.NAME) if keep == "products" else None
+    return jax.checkpoint(function, prevent_cse=prevent_cse, policy=policy)
+
+
 def run_blocks(
     blocks: Callable[..., Array],
     x: Float[Array, "b n w"],
@@ -135,10 +143,11 @@ def run_blocks(
     survive: Float[Array, "depth b 2"] | None = None,
     states: bool = False,
     remat: bool = False,
+    keep: Keep | None = None,
 ) -> tuple[Float[Array, "b n w"], Float[Array, "depth b n w"] | None]:
     """Scan stacked `blocks` (a Block, or a module called alike); with `states` also the hidden states after each.
 
-    `remat` recomputes a block's inside in the backward pass.
+    `remat` recomputes a block's inside in the backward pass, but what `keep` names.
     """
 
     def body(x: Array, layer: tuple[Callable[..., Array], Array | None]) -> tuple[Array, Array | None]:
@@ -147,5 +156,5 @@ def run_blocks(
         return x, (x if states else None)
 
     if remat:
-        body = partial(jax.checkpoint, prevent_cse=False)(body)
+        body = recomputed(body, keep, prevent_cse=False)
     return jax.lax.scan(body, x, (blocks, survive))

@@ -136,7 +136,7 @@ class Decoder(nnx.Module):
         if table is not None:
             tokens = tokens + jnp.pad(gather_tokens(table, index), own).astype(tokens.dtype)
         rotation = None if coordinates is None else self.positions.rotation(jnp.pad(coordinates, own))
-        return run_blocks(self.blocks, tokens, rotation=rotation, remat=self.config.remat)[0]
+        return run_blocks(self.blocks, tokens, rotation=rotation, remat=self.config.remat, keep=self.config.remat_keep)[0]
 
 
 class MAE(MaskedModel):

@@ -5,9 +5,13 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from jaxseg.models import switches
+
+NAME = "product"
+"""What the results are called for policies of recomputation (`jax.checkpoint_policies.save_only_these_names`)."""
 
 
 def product(
@@ -22,7 +26,7 @@ def product(
     gives the transpose of (gradientᵀ x), for which it first copies the whole gradient in another order.
     """
     del dimensions, precision, out_sharding
-    return _product(x, kernel) if switches.allowed().product else _plain(x, kernel)
+    return checkpoint_name(_product(x, kernel) if switches.allowed().product else _plain(x, kernel), NAME)
 
 
 @jax.custom_vjp

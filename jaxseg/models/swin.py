@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxseg.errors import ConfigError, ShapeError
 from jaxseg.models.attention import attention
-from jaxseg.models.layers import EPSILON, MLP, BlockConfig, layer_norm, linear, survival
+from jaxseg.models.layers import EPSILON, MLP, BlockConfig, Keep, layer_norm, linear, recomputed, survival
 from jaxseg.models.positions import Triple
 from jaxseg.models.unetr import ResidualBlock
 from jaxseg.models.vit import patchify
@@ -45,6 +45,7 @@ class SwinConfig:
     downsample: Merging = "merging"
     drop_path: float = 0.0
     remat: bool = False
+    remat_keep: Keep | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -137,6 +138,7 @@ class SwinStage(nnx.Module):
 
     def __init__(self, config: SwinConfig, stage: int, *, rngs: nnx.Rngs):
         self.remat = config.remat
+        self.keep: Keep | None = config.remat_keep
         width, block = config.widths[stage], config.block(stage)
         self.residual = ResidualBlock(width, width, rngs=rngs) if config.use_v2 else None
         self.blocks = nnx.List([SwinBlock(block, config.window, bool(i % 2), rngs=rngs) for i in range(config.depths[stage])])
@@ -146,7 +148,7 @@ class SwinStage(nnx.Module):
         if self.residual is not None:
             x = self.residual(x)
         for i, block in enumerate(self.blocks):
-            run = jax.checkpoint(_run_block) if self.remat else _run_block
+            run = recomputed(_run_block, self.keep) if self.remat else _run_block
             x = run(block, x, None if survive is None else survive[i])
         return self.merge(x)
 

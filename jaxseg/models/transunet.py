@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 from jaxseg.errors import ConfigError
 from jaxseg.models.conv import upsample
 from jaxseg.models.conv_unit import check_image, check_levels, total_stride, triple
+from jaxseg.models.layers import Keep
 from jaxseg.models.positions import Kind, Triple
 from jaxseg.models.unet_blocks import Convolution, ConvStack, ResidualStage
 from jaxseg.models.vit import ViT, ViTConfig
@@ -46,6 +47,7 @@ class TransUNetConfig:
     drop_path: float = 0.0
     decoder_convs: int = 2
     remat: bool = False
+    remat_keep: Keep | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @classmethod
@@ -78,7 +80,7 @@ class TransUNetConfig:
     def transformer(self) -> ViTConfig:
         """The ViT, whose image is the deepest feature map and whose tokens are its single places."""
         x, y, z = (n // m for n, m in zip(self.crop, self.stride))
-        shared = ("width", "depth", "heads", "mlp", "mlp_ratio", "positions", "layer_scale", "drop_path", "remat", "dtype")
+        shared = ("width", "depth", "heads", "mlp", "mlp_ratio", "positions", "layer_scale", "drop_path", "remat", "remat_keep", "dtype")
         values = {name: getattr(self, name) for name in shared}
         return ViTConfig(in_channels=self.channels[-1], crop=(x, y, z), token=(1, 1, 1), **values)
 

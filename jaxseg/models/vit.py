@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from jaxseg.errors import ConfigError, ShapeError
-from jaxseg.models.layers import BlockConfig, layer_norm, linear, run_blocks, stack_blocks, survival
+from jaxseg.models.layers import BlockConfig, Keep, layer_norm, linear, run_blocks, stack_blocks, survival
 from jaxseg.models.positions import Kind, Positions, Triple, gather_tokens
 
 
@@ -21,8 +21,9 @@ class ViTConfig:
 
     `crop` (voxels) sets the size of position tables, other inputs are fine. `token` is in voxels and may be anisotropic. `rope_scale` (mm) is the
     unit of "rope_mm". `mlp_ratio` counts hidden units of a GELU MLP; SwiGLU takes 2/3 of them, which costs the same. `drop_path` is the rate of
-    the last block. `class_token` puts one learned token without a position before the others. With `depth` 0 there is no transformer: tokens are
-    embedded patches behind the final norm. MONAI's ViT is `ViTConfig.classic(...)`.
+    the last block. `remat` computes a block again in the backward pass instead of keeping what is inside it, but what `remat_keep` names
+    (`layers.Keep`). `class_token` puts one learned token without a position before the others. With `depth` 0 there is no transformer: tokens
+    are embedded patches behind the final norm. MONAI's ViT is `ViTConfig.classic(...)`.
     """
 
     VARIANTS: ClassVar[dict[str, str]] = {"tiny": "tiny", "small": "small", "base": "base", "large": "large"}
@@ -43,6 +44,7 @@ class ViTConfig:
     registers: int = 0
     qkv_bias: bool = True
     remat: bool = False
+    remat_keep: Keep | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     class_token: bool = False
 
@@ -239,6 +241,7 @@ class ViT(nnx.Module):
             survive=survive,
             states=bool(taps),
             remat=config.remat,
+            keep=config.remat_keep,
         )
         # Registers come first, so that what follows them is the class token, if there is one, and the image's tokens.
         tokens = self.norm(tokens[:, config.registers :])

@@ -47,4 +47,4 @@ def test_a_switch_leaves_the_operator_alone():
     assert "custom_vjp" in str(jax.make_jaxpr(lambda x, kernel: product(x, kernel))(x, kernel))
     with fast_paths(product=False):
         program = jax.make_jaxpr(lambda x, kernel: product(x, kernel))(x, kernel)
-    assert [line.primitive.name for line in program.eqns] == ["dot_general"]
+    assert [line.primitive.name for line in program.eqns] == ["dot_general", "name"]  # what a policy of recomputation knows it by

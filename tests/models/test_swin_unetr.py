@@ -218,14 +218,15 @@ def test_drop_path_follows_each_samples_own_key():
 def test_recomputing_in_the_backward_pass_keeps_less_and_changes_no_number():
     x = np.random.default_rng(0).normal(size=(1, 7, 6, 6, 4)).astype(np.float32)
     found = []
-    for remat in (False, True):
-        graph, params = random_network(partial(SwinStage, stage=0), dataclasses.replace(SMALL, remat=remat))
+    for again in ({}, {"remat": True}, {"remat": True, "remat_keep": "products"}):
+        graph, params = random_network(partial(SwinStage, stage=0), dataclasses.replace(SMALL, **again))
         loss = lambda p, graph=graph: jnp.mean(jnp.square(nnx.merge(graph, p)(x)))
         kept = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p, loss=loss: jax.vjp(loss, p)[1], params)))
         found.append((kept, jax.tree.leaves(jax.jit(jax.grad(loss))(params))))
-    assert found[1][0] < found[0][0] / 2
-    for one, other in zip(found[0][1], found[1][1], strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert found[1][0] < found[0][0] / 2 and found[1][0] < found[2][0] < found[0][0]
+    for one, *others in zip(*(gradients for _, gradients in found), strict=True):
+        for other in others:
+            np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_half_precision_is_close_and_its_logits_are_float32():
