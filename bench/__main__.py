@@ -18,6 +18,7 @@ _ON_GPU = (
     "unetr/base_96_step_batch8",
     "sliding_window",
     "mae_step/base_64_token8",
+    "evamae_step/primus_m_160_batch2",
     "unetr/base_96_forward",
     "resenc_unet",
     "swin_unetr",

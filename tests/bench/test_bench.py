@@ -102,7 +102,16 @@ def test_every_workload_lists_rows_of_both_sizes(capsys):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("row", ["mae_step/base_64_token8", "unetr/base_96_step_batch8", "resenc_unet/m_64_step", "swin_unetr/24_64_step"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        "mae_step/base_64_token8",
+        "evamae_step/primus_s_64_batch2",
+        "unetr/base_96_step_batch8",
+        "resenc_unet/m_64_step",
+        "swin_unetr/24_64_step",
+    ],
+)
 def test_without_its_peer_a_row_has_the_same_network(row, tmp_path, monkeypatch):
     """Where the peer is absent no weights are left to convert: the config must be the one that they would have told."""
     import_peer("monai")
@@ -126,7 +135,7 @@ class Half(Setting):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("row", ["mae_step/base_64_token8", "unetr/base_96_step_batch8"])
+@pytest.mark.parametrize("row", ["mae_step/base_64_token8", "evamae_step/primus_s_64_batch2", "unetr/base_96_step_batch8"])
 def test_peers_run_in_half_precision(row, tmp_path):
     import_peer("monai")
     name, variant = row.split("/")
