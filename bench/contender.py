@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from bench.case import Absent, Setting, Work, find_case, load
-from bench.memory import anonymous_mib, forget_peak, gpu_peak_mib, peak_mib
+from bench.memory import anonymous_mib, forget_gpu_peak, forget_peak, gpu_peak_mib, peak_mib
 from jaxseg.freed_memory import keep_freed_memory
 
 
@@ -49,6 +49,8 @@ def answer(word: str, work: Work, arguments: argparse.Namespace) -> dict[str, An
             return {}
         case "warm":
             work.run()
+            if arguments.device == "gpu":
+                forget_gpu_peak(arguments.side)
             return {"reset": forget_peak()}
         case "time":
             return {"ms": timed(work)}

@@ -44,8 +44,18 @@ def peak_mib(*, in_children: bool = False) -> float:
     return int(line.split()[1]) / 1024
 
 
+def forget_gpu_peak(side: Literal["peer", "ours"]) -> None:
+    """Start the peak anew, of what was tried before the form that is measured; only PyTorch's can be. JAX's stays that of the whole life."""
+    if side == "peer":
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def gpu_peak_mib(side: Literal["peer", "ours"]) -> float:
-    """The most that the arrays of PyTorch (the peer) or JAX (ours) have ever taken on the first GPU, in MiB."""
+    """The most that the arrays of PyTorch (the peer, since `forget_gpu_peak`) or JAX (ours) have taken on the first GPU, in MiB."""
     if side == "peer":
         import torch
 

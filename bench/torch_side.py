@@ -30,6 +30,8 @@ def import_or_absent(setting: Setting, module: str) -> Any:
         raise Absent(f"{module} is not installed ({missing})") from None
     if setting.device == "gpu" and not torch.cuda.is_available():
         raise Absent("this build of torch sees no GPU")
+    # As nnU-Net's trainer: cuDNN measures its forms at each new shape, and shapes stay.
+    torch.backends.cudnn.benchmark = setting.device == "gpu"
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
     return found

@@ -30,6 +30,7 @@ CASES = tuple(
         Sizes(16, 2),
         lambda sizes: sizes.batch * sizes.draws,
         "samples",
+        voxels=lambda sizes: sizes.batch * sizes.draws * sizes.side**3,
     )
     for side, batch, draws in ((96, 1, 32), (96, 4, 8), (64, 8, 8))
 )
