@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from jaxseg.config import as_json
+from jaxseg.data.augment import Augment
 from jaxseg.data.catalog import Store, open_store
 from jaxseg.data.loader import CropLoader
 from jaxseg.data.mixed_stores import cases_content, content_drawn, names_drawn, open_others
@@ -25,6 +26,7 @@ from jaxseg.zoo.registry import network_of
 from pretrain.config import PretrainConfig
 from pretrain.implants import Lesions
 from pretrain.objectives import OBJECTIVES
+from pretrain.operations import operations_of
 from pretrain.pictures import make_pictures
 from pretrain.probe import evaluated, make_probe
 
@@ -58,6 +60,7 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
         optimizer = make_optimizer(optim, params)
         layout = Layout(config.layout, fsdp=config.fsdp)
         state = layout.place(objective.start(params, optimizer))
+        besides: dict[str, Any] = {"lesions": lesions, "channels": store.recipe.channels, "anatomy": config.anatomy}
         step = objective.make_step(
             graph,
             config.augment,
@@ -65,9 +68,7 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
             weights=config.weights,
             momentum=config.momentum,
             accumulate=config.accumulate,
-            lesions=lesions,
-            channels=store.recipe.channels,
-            anatomy=config.anatomy,
+            **besides,
         )
         loader = CropLoader(
             sources,
@@ -88,7 +89,9 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
         )
         final = layout.host(state.params)
         if jax.process_index() == 0:
-            save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, sources, model_config))
+            still = objective.loss_of(graph, Augment.none(), **besides)
+            flops = config.loop.steps * config.batch * operations_of(still, final, state.extra, model_config.encoder)
+            save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, sources, model_config, flops))
         return Path(config.out) / "model"
 
 
@@ -110,7 +113,7 @@ def adapt(model: MAEConfig, store: Store) -> MAEConfig:
     return dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, in_channels=len(store.recipe.channels)))
 
 
-def _card(config: PretrainConfig, sources: Sequence[Source], model: MAEConfig) -> dict[str, Any]:
+def _card(config: PretrainConfig, sources: Sequence[Source], model: MAEConfig, flops: int) -> dict[str, Any]:
     store = sources[0].store
     return {
         "objective": config.objective,
@@ -121,6 +124,7 @@ def _card(config: PretrainConfig, sources: Sequence[Source], model: MAEConfig) -
             "steps": config.loop.steps,
             "batch": config.batch,
             "seed": config.seed,
+            "flops": flops,
             "cases": sum(len(source.names) for source in sources),
             **content_drawn(sources),
         },

@@ -20,9 +20,7 @@ from jaxseg.infer.folder import segment_cases
 from jaxseg.train.groups import frozen
 from jaxseg.train.log import read_log
 from jaxseg.zoo import Model, load_model
-from jaxseg.zoo.cost import count_flops, count_params
-
-PASSES = 3  # a step costs about three forward passes: one forward, two back
+from jaxseg.zoo.cost import PASSES, count_flops, count_params
 
 
 def measure(settings: FinetuneConfig, names: tuple[str, ...], tests: Sequence[Case], recipe: Recipe, *, overlap: float) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def _budgets(results: dict[str, Any]) -> Table:
     for arm in results["arms"]:
         budgets = [cell["budget"] for cell in results["cells"] if cell["arm"] == arm["name"] and cell["status"] == DONE]
         if budgets:
-            before = arm["pretraining_seconds"]
+            before, operations = arm["pretraining_seconds"], arm["pretraining_flops"]
             rows.append(
                 [
                     arm["name"],
@@ -174,6 +174,7 @@ def _budgets(results: dict[str, Any]) -> Table:
                     "" if before is None else f"{before:.0f}",
                     f"{budgets[0]['parameters'] / 1e6:.3g} ({budgets[0]['trained_parameters'] / 1e6:.3g})",
                     _span(budgets, "flops", scale=1e-12),
+                    "" if operations is None else f"{1e-12 * operations:.3g}",
                 ]
             )
     head = [
@@ -185,6 +186,7 @@ def _budgets(results: dict[str, Any]) -> Table:
         "pretraining, seconds",
         "million parameters (trained)",
         "TFLOP",
+        "pretraining, TFLOP",
     ]
     return Table(head, rows, "Fine-tuning of one cell; from least to most where cells differ.")
 

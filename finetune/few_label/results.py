@@ -12,6 +12,7 @@ from finetune.few_label.cells import DONE, FAILED
 from finetune.few_label.config import FewLabelConfig, Labels
 from finetune.few_label.equal_time import logged_seconds, stated_seconds
 from jaxseg import __version__
+from jaxseg.audit import card_of
 from jaxseg.config import as_json
 from jaxseg.files import sha256_of
 from jaxseg.metrics import wilcoxon
@@ -79,7 +80,13 @@ def summarise(plan: Plan, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "split": {"file": plan.split, "sha256": sha256_of(plan.split)},
         "audit": {"allow_overlap": plan.config.allow_overlap, **plan.audits},
         "arms": [
-            {"name": arm.name, "kind": arm.kind, "about": describe(arm, plan.config), "pretraining_seconds": _pretraining(arm, plan.config)}
+            {
+                "name": arm.name,
+                "kind": arm.kind,
+                "about": describe(arm, plan.config),
+                "pretraining_seconds": _pretraining(arm, plan.config),
+                "pretraining_flops": _operations(arm),
+            }
             for arm in plan.arms
         ],
         "curves": curves,
@@ -130,6 +137,11 @@ def _comparison(name: str, against: str, count: Labels, ours: Runs, theirs: Runs
 def _pretraining(arm: Arm, config: FewLabelConfig) -> float | None:
     """Wall time of the pretraining that an arm starts from; None for the others, and where nothing says it."""
     return stated_seconds(config).get(arm.init, logged_seconds(arm.init)) if arm.init else None
+
+
+def _operations(arm: Arm) -> int | None:
+    """Floating-point operations of the pretraining that an arm starts from, as its card says; None for the others, and where it says nothing."""
+    return (card_of(arm.init).get("training") or {}).get("flops") if arm.init else None
 
 
 def _equivalence(

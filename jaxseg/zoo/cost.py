@@ -10,6 +10,9 @@ from flax import nnx
 
 from jaxseg.zoo.names import Params, param_shapes
 
+PASSES = 3
+"""A training step costs about three forward passes: one forward, two back."""
+
 
 def count_params(network: Params | nnx.Module, prefix: str = "") -> int:
     """How many numbers the arrays hold whose names (`zoo.names`) begin with `prefix`; `network` may be abstract (`nnx.eval_shape`)."""

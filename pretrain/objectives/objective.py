@@ -116,9 +116,21 @@ class Objective(NamedTuple):
     ) -> Step:
         """The training step; a teacher becomes `momentum * teacher + (1 - momentum) * student` after each. `weights`: factor of each term."""
         advance = None if self.teacher is None else partial(_average, self.teacher, momentum)
-        more: tuple[Any, ...] = (lesions or Lesions(), channels) if self.implants else (anatomy or Anatomy(),) if self.places else ()
-        loss = self.make_loss(graph, augmentation, *more)
+        loss = self.loss_of(graph, augmentation, lesions=lesions, channels=channels, anatomy=anatomy)
         return make_step(loss, optimizer, weights=weights, advance=advance, accumulate=accumulate, across=self.across)
+
+    def loss_of(
+        self,
+        graph: Any,
+        augmentation: Augment,
+        *,
+        lesions: Lesions | None = None,
+        channels: tuple[str, ...] = (),
+        anatomy: Anatomy | None = None,
+    ) -> Loss:
+        """The loss, with what this objective has besides."""
+        more: tuple[Any, ...] = (lesions or Lesions(), channels) if self.implants else (anatomy or Anatomy(),) if self.places else ()
+        return self.make_loss(graph, augmentation, *more)
 
 
 def _average(student: Callable[[Any], Any], momentum: float, teacher: Any, params: Any) -> Any:

@@ -267,7 +267,8 @@ def test_arms_of_equal_time_come_when_the_others_are_done_and_keep_their_steps(d
         ("pretrained", "equal_time"),
         ("mean_teacher", "pretrained"),
     }
-    assert "| pretrained | 2 | 16 | 0 | 1.5 | 6 |" in (tmp_path / "table.md").read_text()
+    assert "| pretrained | 2 | 16 | 0 | 1.5 | 6 | 9e-06 (9e-06) | 1 | 0 |" in (tmp_path / "table.md").read_text()
+    assert {arm["name"]: arm["pretraining_flops"] for arm in content["arms"]} == dict.fromkeys(kinds) | {"pretrained": 0, "mean_teacher": 0}
 
 
 def test_a_cell_that_fails_is_reported_and_the_others_go_on(data, tmp_path):
