@@ -243,6 +243,7 @@ def _call_segment(known, _rest) -> int:
             overlap=known.overlap,
             batch=known.batch,
             allow_missing=known.allow_missing,
+            skip_air=not known.every_window,
             progress=progress,
         )
     for case, reason in left_out:

@@ -195,6 +195,7 @@ def _segment(verbs) -> None:
         "--batch", type=_count, help="windows a call of the network (default: 1 on a CPU, 4 elsewhere; fewer where memory runs out)"
     )
     parser.add_argument("--allow-missing", action="store_true", help="segment scans that lack one of the model's channels")
+    parser.add_argument("--every-window", action="store_true", help="run windows that hold nothing but air, too, instead of skipping them")
 
 
 def _evaluate(verbs) -> None:

@@ -27,6 +27,7 @@ def segment_cases(
     overlap: float = 0.5,
     batch: int | None = None,
     allow_missing: bool = False,
+    skip_air: bool = True,
     progress: Any = None,
 ) -> list[tuple[str, str]]:
     """Segment every case into `OUT/ID.nii.gz`; one that is there already is kept where this model made it of the same scan with the same settings.
@@ -36,6 +37,7 @@ def segment_cases(
 
     Args:
         batch: windows a call of the network, fewer where the device's memory does not suffice; None for one on a CPU and four elsewhere.
+        skip_air: run no window that holds nothing but air.
 
     Returns:
         (case id, reason) of the cases that could not be segmented; one bad scan never stops the others.
@@ -53,12 +55,12 @@ def segment_cases(
         there = predictions.path(case).is_file()
         try:
             recipe = recipe_of_model(model)
-            origin = origin_of(case, model, recipe, overlap=overlap)
+            origin = origin_of(case, model, recipe, overlap=overlap, skip_air=skip_air)
             if predictions.holds(case, origin, allow_missing=allow_missing):
                 kept += 1
             else:
                 scan = stack_case(case, recipe)
-                labels = segment(model, scan, overlap=overlap, batch=batch, allow_missing=allow_missing)
+                labels = segment(model, scan, overlap=overlap, batch=batch, allow_missing=allow_missing, skip_air=skip_air)
                 predictions.write(case, labels, origin, lacked_channels=len(scan.channels) < len(recipe.channels))
                 replaced += there
         except StorageError:
@@ -84,6 +86,7 @@ def segment_folder(
     overlap: float = 0.5,
     batch: int | None = None,
     allow_missing: bool = False,
+    skip_air: bool = True,
     progress: Any = None,
 ) -> list[tuple[str, str]]:
     """Segment folders of scans, or the files of one case, with a model folder; see `segment_cases` for what is kept of an earlier run.
@@ -95,6 +98,7 @@ def segment_folder(
         out: folder for the label files.
         batch: windows a call, see `segment_cases`.
         allow_missing: take a scan without one of the model's channels as if that channel were empty, instead of refusing it.
+        skip_air: run no window that holds nothing but air.
 
     Returns:
         (case id, reason) of the cases that could not be segmented.
@@ -107,7 +111,8 @@ def segment_folder(
     cases = _files_as_case(network, scans) if all(path.is_file() for path in scans) else _folders_as_cases(network, scans)
     for case in cases:
         Predictions(Path(out)).refuse_strange(case)
-    left_out = segment_cases(network, cases, Path(out), overlap=overlap, batch=batch, allow_missing=allow_missing, progress=progress)
+    options: dict[str, Any] = {"overlap": overlap, "batch": batch, "allow_missing": allow_missing, "skip_air": skip_air}
+    left_out = segment_cases(network, cases, Path(out), **options, progress=progress)
     if len(left_out) == len(cases):
         case, reason = left_out[0]
         raise InputError(f"none of the {len(cases)} cases could be segmented; {case}: {reason}")

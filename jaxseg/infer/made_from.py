@@ -26,7 +26,7 @@ FORMAT = 1
 Origin = dict[str, Any]
 
 
-def origin_of(case: Case, model: Model, recipe: Recipe, *, overlap: float) -> Origin:
+def origin_of(case: Case, model: Model, recipe: Recipe, *, overlap: float, skip_air: bool = True) -> Origin:
     """Of what a prediction is made, in JSON values: the model's weights, the settings, and the scan's files with how they are prepared.
 
     Raises InputError where a file of the case is missing.
@@ -38,6 +38,7 @@ def origin_of(case: Case, model: Model, recipe: Recipe, *, overlap: float) -> Or
         "format": FORMAT,
         "weights": model.card.get("weights", {}).get("sha256"),
         "overlap": overlap,
+        **({} if skip_air else {"skip_air": False}),
         "crop": list(model.card["crop"]),
         "labels": labels,
         "scan": inputs_hash(scan, recipe),

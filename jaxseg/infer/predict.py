@@ -20,7 +20,9 @@ from jaxseg.zoo import Model
 BACKGROUND = "background"
 
 
-def segment(model: Model, volume: Volume, *, overlap: float = 0.5, batch: int = 1, allow_missing: bool = False) -> Volume:
+def segment(
+    model: Model, volume: Volume, *, overlap: float = 0.5, batch: int = 1, allow_missing: bool = False, skip_air: bool = True
+) -> Volume:
     """Label map of a scan, `(x, y, z, 1)` uint8 (uint16 for values above 255), on the scan's grid with axes in RAS+ order.
 
     Probabilities are resampled onto that grid linearly, one class at a time, and compared there. Labels have the values that the training
@@ -30,7 +32,7 @@ def segment(model: Model, volume: Volume, *, overlap: float = 0.5, batch: int = 
     Args: see `predict_probabilities`.
     """
     recipe = recipe_of_model(model)
-    probabilities = predict_probabilities(model, volume, overlap=overlap, batch=batch, allow_missing=allow_missing)
+    probabilities = predict_probabilities(model, volume, overlap=overlap, batch=batch, allow_missing=allow_missing, skip_air=skip_air)
     grid = to_ras(volume).grid
     values = region_values(recipe) if recipe.regions else (0, *recipe.values)
     paint = _paint_regions if recipe.regions else _paint_classes
@@ -39,7 +41,9 @@ def segment(model: Model, volume: Volume, *, overlap: float = 0.5, batch: int = 
     return Volume(label[..., None], grid.affine, ("label",), volume.source)
 
 
-def predict_probabilities(model: Model, volume: Volume, *, overlap: float = 0.5, batch: int = 1, allow_missing: bool = False) -> Volume:
+def predict_probabilities(
+    model: Model, volume: Volume, *, overlap: float = 0.5, batch: int = 1, allow_missing: bool = False, skip_air: bool = True
+) -> Volume:
     """Probabilities on the network's grid (the card's spacing, cropped to the body): one channel a class, background first, or one a
     region.
 
@@ -49,6 +53,7 @@ def predict_probabilities(model: Model, volume: Volume, *, overlap: float = 0.5,
         overlap: of neighbouring windows.
         batch: windows a call of the network; more is faster where memory allows.
         allow_missing: channels that the scan lacks become 0, as in training, instead of being refused.
+        skip_air: run no window that holds nothing but air; what no other window sees of it is background.
 
     Raises ShapeError for a scan whose channels do not fit, CheckpointError for a model whose card says no recipe.
     """
@@ -63,7 +68,7 @@ def predict_probabilities(model: Model, volume: Volume, *, overlap: float = 0.5,
         num_classes=len(names),
         overlap=overlap,
         batch=batch,
-        mask=mask,
+        mask=mask if skip_air else None,
         fill=[air_value(rule) for rule in recipe.intensity],
         outside=0.0 if recipe.regions else [1.0] + [0.0] * (len(names) - 1),
     )

@@ -78,7 +78,7 @@ def test_the_same_again_is_kept_and_counted(models, scans, tmp_path, segmented, 
     assert "1 of 2 label files kept" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", ["scan", "overlap", "values", "damaged record"])
+@pytest.mark.parametrize("change", ["scan", "overlap", "air", "values", "damaged record"])
 def test_another_scan_or_setting_is_never_taken_for_the_same(models, scans, tmp_path, segmented, change):
     out, model, overlap = tmp_path / "out", shutil.copytree(models[0], tmp_path / "model"), 0.5
     segment_folder(model, [scans], out)
@@ -91,7 +91,7 @@ def test_another_scan_or_setting_is_never_taken_for_the_same(models, scans, tmp_
         write_json(model / "model.json", card | {"recipe": card["recipe"] | {"labels": {"ball": 7}}})
     else:
         (out / ".made_from" / "case_0.json").write_text("[")
-    segment_folder(model, [scans], out, overlap=overlap)
+    segment_folder(model, [scans], out, overlap=overlap, skip_air=change != "air")
     assert segmented[2:] == (["case_0"] if change in ("scan", "damaged record") else ["case_0", "case_1"])
 
 

@@ -118,6 +118,27 @@ def test_the_network_is_compiled_once_for_scans_of_different_sizes(tmp_path):
     assert predict._forward._cache_size() == 1
 
 
+def test_windows_on_air_are_skipped_unless_asked_for(tmp_path, monkeypatch):
+    air, window, ran = np.full((48, 12, 12, 1), -1000, np.float32), predict.sliding_window, []
+    air[:10], air[-10:] = 40, 120  # two lumps with air between them
+    volume = Volume(air, np.diag([1.0, 1.0, 2.0, 1.0]), ("CT",))
+
+    def counted(apply, *args, **options):
+        def count(x):
+            ran.append(len(x))
+            return apply(x)
+
+        return window(count, *args, **options)
+
+    monkeypatch.setattr(predict, "sliding_window", counted)
+    labels = [segment(model(Nearest(), crop=(12, 12, 12)), volume, overlap=0.0, skip_air=skip) for skip in (True, False)]
+    # Windows begin at voxels 0, 12, 24 and 36 of the first axis.
+    assert ran == [1] * 2 + [1] * 4
+    for label in labels:
+        assert set(np.unique(label.array[:10])) == {3} and set(np.unique(label.array[-10:])) == {7}
+        np.testing.assert_array_equal(label.array[12:36], 0)
+
+
 def volume_of(*channels):
     return Volume(np.random.default_rng(0).normal(size=(12, 12, 12, len(channels))).astype(np.float32), np.eye(4), channels)
 
