@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def find_cases(
     labels beside the images or in `derivatives/`); `imagesTr/` or `images/` with `labelsTr/` or `labels/`, or folders called after channels
     (`T1/`, `FLAIR/`, `labels/`); one flat folder (`ID_T1.nii.gz`, `ID_seg.nii.gz`); a folder per case (`STS_001/T1.nii.gz`), also deeper
     (`SITE/PATIENT/VISIT/T1.nii.gz`, whose id is `SITE_PATIENT_VISIT`); folders of several cases each (`SITE/CASE_T1.nii.gz`, `SITE_CASE`).
-    A folder without any such file, but with DICOM series, is understood as well (`dicom_cases`): a case a study.
+    A folder without any such file, but with DICOM series, is understood as well (`dicom_cases`): a case a study. DICOM files beside
+    scans of another format are passed over, with a warning that counts them.
     Files are matched by name; hidden files are passed over. A brain mask is neither image nor label: it is the case's `mask`; nor are masks of
     what anonymisation took away (`T1_anon_mask`).
 
@@ -103,6 +105,8 @@ def find_cases(
             raise
         series = [Case(study.id, study.images, patient=study.patient) for study in studies]
         return _case_set(folder, series, Declared(), "DICOM", channels)
+    if dicom:
+        _warn_of_dicom(folder)
     if not labels:
         found = _without_labels(folder, found)
     by_id: dict[tuple[str, str | None], list[Found]] = {}
@@ -116,6 +120,16 @@ def find_cases(
         cases = [dataclasses.replace(case, patient=_owner(case, folder, kind)) for case in cases]
     _check_unique(folder, cases)
     return _case_set(folder, cases, declared, kind, channels)
+
+
+def _warn_of_dicom(folder: Path) -> None:
+    count = sum(path.suffix.lower() == ".dcm" and not path.name.startswith(".") for path in folder.rglob("*"))
+    if count:
+        warnings.warn(
+            f"{folder}: {count} DICOM files (.dcm) lie beside scans of another format and are passed over; give their folder by itself",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _owner(case: Case, root: Path, kind: str) -> str | None:

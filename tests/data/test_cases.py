@@ -45,6 +45,12 @@ def test_flat_folder(lay):
     assert found.channels == ("T1",) and found.labels is None and len(found.labelled) == 1 and len(found) == 2
 
 
+def test_dicom_beside_other_scans_is_counted_in_a_warning(lay):
+    folder = lay("A/T1.nii.gz", "B/T1.nii.gz", "C/1/IM_1.dcm", "C/1/IM_2.DCM", "C/1/.IM_3.dcm")
+    with pytest.warns(RuntimeWarning, match=r"2 DICOM files \(\.dcm\) lie beside scans of another format and are passed over"):
+        assert [case.id for case in find_cases(folder)] == ["A", "B"]
+
+
 def test_flat_folder_with_made_up_channel_names(lay):
     found = find_cases(lay(*[f"sub_{i}_{name}.nii" for i in range(3) for name in ("warm", "cold", "tumor_mask")]))
     assert [case.id for case in found] == ["sub_0", "sub_1", "sub_2"] and found.channels == ("cold", "warm") and len(found.labelled) == 3
