@@ -1,6 +1,7 @@
 """A fine-tuning run from its config to a model folder. Called by `jaxseg finetune`, the main job and the few-label study."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from jaxseg.data.mixed_stores import cases_content, content_drawn, names_drawn, 
 from jaxseg.data.mixture import Source
 from jaxseg.data.partial import Slices
 from jaxseg.data.split import refuse_shared_patients, select_cases
+from jaxseg.data.untaught import sentence, untaught
 from jaxseg.errors import ConfigError
 from jaxseg.models import UNETRConfig, UNETRPlusConfig
 from jaxseg.models.unet import UNetConfig
@@ -64,6 +66,8 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
     sources = sources_of(config, store, names)
     others = sources[1:]
     watched = _watched(config, store, names, pool, others)
+    if not others and (lost := untaught(store, names)):
+        print(f"{config.store}: {sentence(lost, len(names))}", file=sys.stderr)
     model_config, classes = adapt(config.model, store), Classes.of(store.recipe)
     optim = dataclasses.replace(config.optim, steps=max(1, config.loop.steps))
     loop = dataclasses.replace(config.loop, best="dice" if config.keep == "best" else None)

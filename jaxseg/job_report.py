@@ -10,6 +10,7 @@ from jaxseg.data.archive import read_index
 from jaxseg.data.cases import Case, find_cases
 from jaxseg.data.io import load_label, load_volume
 from jaxseg.data.pseudonyms import may_name_people, pseudonymous
+from jaxseg.data.untaught import sentence
 from jaxseg.data.volume import Volume, to_grid
 from jaxseg.errors import InputError
 from jaxseg.files import read_json
@@ -73,7 +74,9 @@ def _scores(summary: dict[str, Any], out: Path) -> list[Section]:
     picture = report.score_figure(
         {arm: summary[arm]["per_case"] for arm in ARMS}, {arm: tuple(summary[arm][key] for key in ("dice", "low", "high")) for arm in ARMS}
     )
+    lost = summary.get("untaught", [])
     parts: list[Text | Figure | Table] = [
+        *([Text(f"Take note: {sentence(lost, summary['cases']['train'])}.")] if lost else []),
         Table(
             ["", "mean Dice", "low", "high"],
             rows,

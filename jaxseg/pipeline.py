@@ -26,6 +26,7 @@ from jaxseg.data.pseudonyms import may_name_people, pseudonymous
 from jaxseg.data.scan_names import modalities_differ, modality
 from jaxseg.data.staging import without_paths
 from jaxseg.data.store import Store, build_store
+from jaxseg.data.untaught import untaught
 from jaxseg.errors import ConfigError, InputError
 from jaxseg.evaluate import evaluate_cases, structures_of
 from jaxseg.files import lock_folder, read_json, write_json
@@ -112,6 +113,7 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
         if not job.allow_overlap:
             _refuse_seen(stores, training, held_out)
         held_out, not_scored = _with_usable_labels(held_out, plan)
+        lost_labels = untaught(stores["labelled"], training)
         models = _train(job.out, plan, trainers, training, clock)
         left_out = inputs.left_out + [
             {"path": item["name"], "reason": item["reason"]} for store in stores.values() for item in store.left_out
@@ -128,6 +130,7 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
             "peak_memory_gib": clock.record["peak_memory_gib"],
             "index": {"ok": inputs.ok, "left_out": left_out},
             "cases": {"unlabelled": len(stores["unlabelled"].names), "train": len(training), "test": len(held_out)},
+            **({"untaught": list(lost_labels)} if lost_labels else {}),
             **{arm: scores[arm] for arm in ARMS},
         }
         write_json(job.out / "summary.json", summary)

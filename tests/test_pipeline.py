@@ -109,14 +109,22 @@ def test_test_labels_are_looked_at_before_training(tmp_path, capsys):
     (job.test / "case_6").mkdir()
     shutil.copy(job.test / "case_5" / "T1.nii.gz", job.test / "case_6" / "T1.nii.gz")
     (job.test / "case_6" / "seg.nii.gz").write_bytes(b"<html>")
+    second = jaxseg.load_volume(job.labelled / "case_1" / "seg.nii.gz")
+    array = second.array.astype(np.uint8)
+    array[8:10] *= 2
+    save_volume(dataclasses.replace(second, array=array), job.labelled / "case_1" / "seg.nii.gz")
     capsys.readouterr()
-    summary = run_main_job(dataclasses.replace(job, allow_overlap=True), _trainers())
+    summary = run_main_job(dataclasses.replace(job, allow_overlap=True, labels=1), _trainers())
     assert set(summary["scratch"]["per_case"]) == {"case_5"}
     listed = {item["path"]: item["reason"] for item in summary["index"]["left_out"]}
     assert list(listed) == [f"case_{number}/label.nii.gz" for number in (3, 4, 6)]
     assert all(reason.startswith("not scored: ") for reason in listed.values())
     assert "values" in listed["case_3/label.nii.gz"] and "corners 3.0 voxels away" in listed["case_4/label.nii.gz"]
-    assert "case_4/label.nii.gz: not scored" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "case_4/label.nii.gz: not scored" in told
+    # Of the two labelled cases the first alone is trained on; what the second one has more is known, and learnt by nobody.
+    assert summary["untaught"] == ["label_2"] and "none of the 1 training case holds label_2" in told
+    assert "Take note: none of the 1 training case holds label_2" in (job.out / "report.html").read_text()
     assert len(list((job.out / "predictions" / "scratch").glob("*.nii.gz"))) == 4
 
 
