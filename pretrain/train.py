@@ -70,9 +70,10 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
             accumulate=config.accumulate,
             **besides,
         )
+        crop = config.contrast.loaded(model_config.encoder) if objective.contrasts else model_config.encoder.crop
         loader = CropLoader(
             sources,
-            crop=model_config.encoder.crop,
+            crop=crop,
             batch=config.batch,
             seed=config.seed,
             places=objective.places,
@@ -90,7 +91,8 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
         final = layout.host(state.params)
         if jax.process_index() == 0:
             still = objective.loss_of(graph, Augment.none(), **besides)
-            flops = config.loop.steps * config.batch * operations_of(still, final, state.extra, model_config.encoder)
+            each = operations_of(still, final, state.extra, crop, model_config.encoder.in_channels)
+            flops = config.loop.steps * config.batch * each
             save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, sources, model_config, flops))
         return Path(config.out) / "model"
 

@@ -35,9 +35,10 @@ class PlacesConfig:
 class Places(ProjectedViT):
     """Position contrast as VoCo has it (CVPR 2024, https://arxiv.org/abs/2402.17300), inside each sample: no sample is another's negative.
 
-    Two things differ from the paper. Its base crops are a 4 x 4 grid over the axial plane of a whole scan; here they are the eight parts of one
-    crop, cut in two along each axis. The authors' code (github.com/Luffy03/VoCo, models/voco_head.py, 2024) replaces equation 3 by two losses,
-    of parts that overlap and that do not, and takes the bases from a slow average of the network; here equation 3 stands as printed.
+    Two things differ from the paper. Its base crops are a 4 x 4 grid over the axial plane of a whole scan; here they are the eight parts of what
+    is given, cut in two along each axis, be it one crop of the encoder or a larger region of a scan. The authors' code
+    (github.com/Luffy03/VoCo, models/voco_head.py, 2024) replaces equation 3 by two losses, of parts that overlap and that do not, and takes the
+    bases from a slow average of the network; here equation 3 stands as printed.
     """
 
     def __init__(self, config: PlacesConfig, *, rngs: nnx.Rngs):

@@ -17,7 +17,10 @@ from jaxseg.models.vit import ViTConfig
 
 @dataclasses.dataclass(frozen=True)
 class SimCLRConfig:
-    """An encoder, the share of its crop's tokens along each axis that a view has (rounded up), the features' width and their temperature."""
+    """An encoder, the share of its crop's tokens along each axis that a view has (rounded up), the features' width and their temperature.
+
+    What views are drawn from may be larger than the encoder's crop.
+    """
 
     VARIANTS: ClassVar[dict[str, str]] = {}
 

@@ -1,5 +1,6 @@
 """What every objective offers to `pretrain.train`: a network, a loss, and a teacher if it has one."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import optax
 
 from jaxseg.data.augment import Augment
 from jaxseg.errors import ConfigError
-from jaxseg.models import MAEConfig
+from jaxseg.models import MAEConfig, ViTConfig
 from jaxseg.models.positions import Triple
 from jaxseg.train import TrainState, make_step
 from jaxseg.train.step import Loss, Step
@@ -25,12 +26,28 @@ class Contrast:
     Attributes:
         projection: width of the features that are compared.
         temperature: of "simclr": the lower, the more the most similar negatives count.
-        part: of "simclr": the share of the crop's tokens along each axis that a view has, rounded up.
+        part: of "simclr": the share of the encoder's crop, in tokens along each axis, that a view has, rounded up.
+        region: how many times as long as the encoder's crop along each axis what is loaded of a scan is, rounded up to an even number of tokens.
+            Views are drawn from all of it ("simclr"), or it is what is cut in two along each axis ("contrastive": at 2 the parts are
+            whole crops, which costs eight times as much). None for once.
     """
 
     projection: int = 128
     temperature: float = 0.1
     part: float = 0.75
+    region: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.region is not None and self.region < 1:
+            raise ConfigError(f"contrast.region is {self.region}; expected 1 or more times the encoder's crop")
+
+    def loaded(self, encoder: ViTConfig) -> Triple:
+        """Voxels of a scan that are loaded for one sample."""
+        if self.region is None:
+            return encoder.crop
+        tokens = (2 * math.ceil(self.region * n / 2) for n in encoder.grid)
+        x, y, z = (n * token for n, token in zip(tokens, encoder.token))
+        return x, y, z
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from jaxseg.data.augment import Augment
 from jaxseg.zoo.registry import network_of
 from pretrain.objectives import OBJECTIVES
 from pretrain.operations import operations_of
-from tests.pretrain.test_objectives import MODEL
+from tests.pretrain.test_objectives import CHANNELS, MODEL
 
 
 def operations(name: str) -> int:
     objective = OBJECTIVES[name]
     graph, params = nnx.split(nnx.eval_shape(lambda: network_of(objective.settings(MODEL))))
     extra = jax.eval_shape(lambda params: objective.start(params, optax.sgd(1.0)), params).extra
-    return operations_of(objective.loss_of(graph, Augment.none(), channels=("a", "b")), params, extra, MODEL.encoder)
+    return operations_of(objective.loss_of(graph, Augment.none(), channels=("a", "b")), params, extra, MODEL.encoder.crop, CHANNELS)
 
 
 def blocks(tokens: int, width: int, hidden: int, depth: int) -> int:

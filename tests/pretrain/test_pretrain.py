@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxseg.data.loader import CropLoader
 from jaxseg.errors import ConfigError, Preempted
-from jaxseg.models import MAEConfig, ViTConfig
+from jaxseg.models import MAEConfig, ViTConfig, places, projected, simclr
 from jaxseg.prepare import prepare_folder
 from jaxseg.train import LoopConfig, OptimConfig, QuietProgress
 from jaxseg.zoo import load_model
+from pretrain import train
 from pretrain.config import PretrainConfig
+from pretrain.objectives import Contrast
 from pretrain.pictures import PictureConfig
 from pretrain.train import pretrain
 from tests.stop_after import StopAfter
@@ -65,6 +68,22 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_not_stopped(store, tmp_pa
     assert card["channels"] == ["T1", "T2"]
     assert card["training"]["cases"] == 4 and card["training"]["flops"] > 0
     assert len(card["training"]["data"]) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["contrastive", "simclr"])
+def test_views_may_be_crops_of_a_scan_and_not_parts_of_one_crop(store, tmp_path, objective, monkeypatch):
+    loaded, parts = [], []
+    crops, cut = CropLoader, projected.cut_parts
+    monkeypatch.setattr(train, "CropLoader", lambda *args, **options: loaded.append(options["crop"]) or crops(*args, **options))
+    for module in (places, simclr):
+        monkeypatch.setattr(module, "cut_parts", lambda x, origin, side: parts.append((x.shape[1:4], tuple(side))) or cut(x, origin, side))
+    settings = dataclasses.replace(config(store, tmp_path, steps=1, objective=objective), contrast=Contrast(part=1.0, region=1.5))
+    pretrain(settings, progress=QuietProgress())
+    # One and a half times two tokens of four voxels is an even number of them: four.
+    assert set(loaded) == {(16, 16, 16)} and set(parts) == {((16, 16, 16), (8, 8, 8))}
+    with pytest.raises(ConfigError, match="contrast.region is 0.5"):
+        Contrast(region=0.5)
 
 
 @pytest.mark.slow
