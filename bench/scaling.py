@@ -120,14 +120,16 @@ def compare(network: str, name: str, *, remat: bool = False, accumulate: int = 1
     }
 
 
-def estimate(name: str, *, side: int, batch: int, devices: int, fsdp: int, dtype: str, remat: bool) -> dict[str, Any]:
+def estimate(
+    name: str, *, side: int, batch: int, devices: int, fsdp: int, dtype: str, remat: bool, keep: str | None = None
+) -> dict[str, Any]:
     """Memory, bytes sent and operations of a step of a network of the zoo at full size; `batch` crops a device. Computed, never run.
 
-    The operations are those without remat: what it does again is no progress.
+    `keep` is the networks' `remat_keep`. The operations are those without remat: what it does again is no progress.
     """
 
     def problem(remat: bool) -> Problem:
-        changes = {"crop": (side,) * 3, "dtype": dtype, "remat": remat}
+        changes = {"crop": (side,) * 3, "dtype": dtype, "remat": remat, "remat_keep": keep}
         return problem_of(nnx.eval_shape(lambda: create_model(name, **changes)), batch * devices, side)
 
     full = problem(remat)
@@ -182,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), help="DATAxFSDP devices each")
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--remat", action="store_true")
+    parser.add_argument("--remat-keep", choices=("products",), help="what is kept all the same, with --remat and --estimate")
     parser.add_argument("--json", action="store_true", help="a JSON line a row")
     parser.add_argument("--estimate", metavar="MODEL", help="a masked autoencoder of the zoo at full size, such as evamae_m")
     parser.add_argument("--side", type=int, default=160)
@@ -192,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.estimate:
         options = {name: getattr(given, name) for name in ("side", "batch", "devices", "fsdp", "dtype", "remat")}
-        print(json.dumps(estimate(given.estimate, **options), indent=None if given.json else 1))
+        print(json.dumps(estimate(given.estimate, **options, keep=given.remat_keep), indent=None if given.json else 1))
         return 0
     if not given.json:
         print("| program | what | predicted bytes | found bytes | found / predicted |\n|---|---|---|---|---|")

@@ -84,6 +84,8 @@ def test_the_estimate_follows_batch_devices_and_remat():
     assert four["activations"] - two["activations"] == pytest.approx(2 * a_crop, rel=0.01)
     assert weights == pytest.approx(2 * one["parameters"], rel=0.1)  # in half precision, kept once whatever the batch
     assert two["activations"] > again["activations"] + a_crop
+    between = estimate("evamae_s", batch=2, remat=True, keep="products", **sizes)
+    assert two["activations"] > between["activations"] + a_crop / 2 and between["activations"] > again["activations"] + a_crop / 4
     assert one["tflop_per_crop"] == two["tflop_per_crop"] == again["tflop_per_crop"] > 0
     spread = estimate("evamae_s", batch=2, remat=True, **(sizes | {"fsdp": 4, "devices": 4}))
     assert spread["arguments"] < 0.4 * again["arguments"] and 4 * spread["parameters"] > spread["gathered"] > 0.8 * 4 * spread["parameters"]
