@@ -2,8 +2,7 @@
 
 jaxseg finetune brain --store runs/brain/store --init runs/brain/mae --labels 5 --out runs/brain/finetune
 
-From scratch, with five labels (DLMUSE) and one draw, it scored 0.827; 41 minutes on one core. After half as many steps
-0.757, and 0.792 with the encoder, which was not measured after all of them. docs/results.md, "Brain".
+With five labels (DLMUSE), over two draws, it scored 0.847 with the encoder and 0.833 from scratch; 41 minutes on one core. docs/results.md, "Brain".
 """
 
 from pathlib import Path
