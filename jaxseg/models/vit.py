@@ -22,8 +22,8 @@ class ViTConfig:
     `crop` (voxels) sets the size of position tables, other inputs are fine. `token` is in voxels and may be anisotropic. `rope_scale` (mm) is the
     unit of "rope_mm". `mlp_ratio` counts hidden units of a GELU MLP; SwiGLU takes 2/3 of them, which costs the same. `drop_path` is the rate of
     the last block. `remat` computes a block again in the backward pass instead of keeping what is inside it, but what `remat_keep` names
-    (`layers.Keep`), which without `remat` has no effect. `class_token` puts one learned token without a position before the others. With `depth` 0 there is no transformer: tokens
-    are embedded patches behind the final norm. MONAI's ViT is `ViTConfig.classic(...)`.
+    (`layers.Keep`), which without `remat` has no effect. `class_token` puts one learned token without a position before the others. With `depth` 0
+    there is no transformer: tokens are embedded patches behind the final norm. MONAI's ViT is `ViTConfig.classic(...)`.
     """
 
     VARIANTS: ClassVar[dict[str, str]] = {"tiny": "tiny", "small": "small", "base": "base", "large": "large"}
