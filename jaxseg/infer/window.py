@@ -46,8 +46,8 @@ def sliding_window(
         mask: voxels that matter; windows without any are skipped.
         fill: value of padding, one number or one a channel; None is each channel's minimum.
         outside: result where every window was skipped, one number or one a class.
-        on_device: blend on the device (the result has to fit there, else it is blended in the host's memory, with a warning); None does so
-            on a GPU or TPU.
+        on_device: blend on the device, in a slab as deep as the window that moves along x, finished planes going to the host while windows are
+            computed (a slab has to fit there, else the host blends, with a warning); None does so on a GPU or TPU.
 
     Returns:
         (x, y, z, num_classes) float32.
@@ -64,7 +64,8 @@ def sliding_window(
     keep = None if mask is None else _pad_mask(np.asarray(mask, bool), image.shape[:3], window)
     starts = [start for start in window_starts(padded.shape[:3], window, overlap) if keep is None or keep[at(start, window)].any()]
     weight = gaussian_weights(window)
-    blend = _blend(padded.shape[:3], weight, num_classes, jax.default_backend() != "cpu" if on_device is None else on_device)
+    on_device = jax.default_backend() != "cpu" if on_device is None else on_device
+    blend = _blend(padded.shape[:3], weight, num_classes, _step(window[0], overlap), on_device)
     weights = np.zeros(padded.shape[:3], np.float32)
     for group, results in _results(apply, padded, starts, window, batch):
         if results.shape[1:] != (*window, num_classes):
@@ -85,7 +86,7 @@ def window_starts(shape: Sequence[int], window: Sequence[int], overlap: float) -
     """First voxels of windows that cover `shape` from border to border in even steps of at most `window * (1 - overlap)` voxels."""
     axes = []
     for size, width in zip(shape, window, strict=True):
-        step = max(1, int(width * (1 - overlap)))
+        step = _step(width, overlap)
         count = math.ceil((size - width) / step) + 1
         axes.append([round(k * (size - width) / max(count - 1, 1)) for k in range(count)])
     return list(itertools.product(*axes))
@@ -100,14 +101,19 @@ def gaussian_weights(window: Sequence[int]) -> Float[np.ndarray, "x y z"]:
     return np.maximum(weight, _LEAST).astype(np.float32)
 
 
-def _blend(shape: Sequence[int], weight: np.ndarray, num_classes: int, on_device: bool) -> Blend:
+def _step(width: int, overlap: float) -> int:
+    return max(1, int(width * (1 - overlap)))
+
+
+def _blend(shape: Sequence[int], weight: np.ndarray, num_classes: int, step: int, on_device: bool) -> Blend:
     if on_device:
         try:
-            return DeviceBlend(shape, weight, num_classes)
+            return DeviceBlend(shape, weight, num_classes, step)
         except JaxRuntimeError as error:
             if not _out_of_memory(error):
                 raise
-        warnings.warn(f"the result {(*shape, num_classes)} does not fit on the device: blending on the host", RuntimeWarning, stacklevel=3)
+        slab = (len(weight), *shape[1:], num_classes)
+        warnings.warn(f"a slab of the result, {slab}, does not fit on the device: blending on the host", RuntimeWarning, stacklevel=3)
     return HostBlend(shape, weight, num_classes)
 
 

@@ -92,11 +92,13 @@ def test_nothing_but_air_calls_nothing():
     np.testing.assert_array_equal(result, 0)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_blending_on_the_device_equals_blending_on_the_host(batch):
-    image, mask = scan(), np.ones((11, 9, 13), bool)
-    mask[6:] = False
-    settings = {"window": (6, 4, 5), "overlap": 0.4, "batch": batch, "num_classes": 2, "mask": mask, "outside": [1, 0]}
+@pytest.mark.parametrize("batch", [1, 3, 50])
+@pytest.mark.parametrize("overlap", [0.0, 0.4, 0.8])
+@pytest.mark.parametrize("seen", [slice(0, 6), slice(4, 5), slice(0, None, 22), slice(0, None)])
+def test_blending_on_the_device_equals_blending_on_the_host(batch, overlap, seen):
+    image, mask = scan((23, 9, 13)), np.zeros((23, 9, 13), bool)
+    mask[seen, :5] = True  # with windows left out at either end, and for more planes than a window has
+    settings = {"window": (6, 4, 5), "overlap": overlap, "batch": batch, "num_classes": 2, "mask": mask, "outside": [1, 0]}
     apply = jax.jit(lambda x: jnp.tanh(x) + x.mean((1, 2, 3), keepdims=True))
     host, device = (sliding_window(apply, image, **settings, on_device=where) for where in (False, True))
     np.testing.assert_allclose(device, host, atol=1e-6)
@@ -113,11 +115,27 @@ def test_a_scan_of_another_size_compiles_nothing():
 
     settings = {"window": (8, 8, 8), "batch": 2, "num_classes": 1, "on_device": True}
     sliding_window(apply, scan((15, 16, 14)), **settings)
-    canvases = blend._add_windows._cache_size()
+    programs = blend._add_windows._cache_size(), blend._advance._cache_size()
     for shape in ((16, 13, 16), (13, 14, 15), (5, 14, 16)):
         sliding_window(apply, scan(shape), **settings | {"on_device": min(shape) > 8})
-    assert compiled == [(2, 8, 8, 8, 2)] and blend._add_windows._cache_size() == canvases
+    assert compiled == [(2, 8, 8, 8, 2)]
+    assert (blend._add_windows._cache_size(), blend._advance._cache_size()) == programs
     assert blend.bucket((13, 16, 17), (8, 8, 9)) == (16, 16, 20)
+
+
+def test_the_device_never_holds_the_whole_result():
+    def held():
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    window, before = (4, 4, 4), held()
+    blending = blend.DeviceBlend((400, 8, 8), gaussian_weights(window), 1, step=2)
+    most = 0
+    for first in range(0, 398, 2):
+        blending.add([(first, 0, 0), (first, 4, 4)], jnp.ones((2, *window, 1)))
+        most = max(most, held() - before)
+    total = blending.total()
+    assert most < total.nbytes / 10
+    assert (total[:, 1, 1] > 0).all() and (total[:, 1, 6] == 0).all()
 
 
 class Device:
