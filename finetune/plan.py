@@ -16,8 +16,7 @@ def plan_config(plan: Plan, store: Path, out: Path, init: Path | None) -> Finetu
     Both arms, pretrained and scratch, get the same network, crops, augmentation, steps and peak learning rate. The pretrained encoder
     learns more slowly towards its input (layer decay), which would only slow down one that starts from noise.
     """
-    # remat: on CPU recomputing a block is cheaper than the page faults of keeping it
-    encoder = ViTConfig(crop=plan.crop, token=plan.token, width=plan.width, depth=plan.depth, heads=plan.heads, remat=True)
+    encoder = ViTConfig(crop=plan.crop, token=plan.token, width=plan.width, depth=plan.depth, heads=plan.heads)
     return FinetuneConfig(
         store=str(store),
         out=str(out),

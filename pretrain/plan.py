@@ -16,8 +16,7 @@ KNOWN_SPREAD = 0.35
 
 def plan_config(plan: Plan, store: Path, out: Path) -> PretrainConfig:
     """What the plan asks for: a masked autoencoder (units of two tokens hidden, a quarter seen, a narrow decoder), or artificial lesions."""
-    # remat: on CPU recomputing a block is cheaper than the page faults of keeping it
-    encoder = ViTConfig(crop=plan.crop, token=plan.token, width=plan.width, depth=plan.depth, heads=plan.heads, remat=True)
+    encoder = ViTConfig(crop=plan.crop, token=plan.token, width=plan.width, depth=plan.depth, heads=plan.heads)
     return PretrainConfig(
         store=str(store),
         out=str(out),

@@ -16,7 +16,7 @@ SPLIT = Path(__file__).resolve().parents[1] / "splits" / "sarcoma.json"
 
 config = FinetuneConfig(
     split=f"{SPLIT}:draws.0",
-    model=UNETRConfig(encoder=ViTConfig(crop=(32, 32, 32), token=(4, 4, 4), width=128, depth=6, heads=4, remat=True), feature=16, stride=2),
+    model=UNETRConfig(encoder=ViTConfig(crop=(32, 32, 32), token=(4, 4, 4), width=128, depth=6, heads=4), feature=16, stride=2),
     batch=4,
     loss=LossConfig(batch_dice=True),
     augment=Augment.light(),

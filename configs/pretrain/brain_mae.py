@@ -23,7 +23,7 @@ SPLIT = Path(__file__).resolve().parents[1] / "splits" / "brain.json"
 config = PretrainConfig(
     split=f"{SPLIT}:pretrain",
     model=MAEConfig(
-        encoder=ViTConfig(crop=(32, 32, 32), token=(4, 4, 4), width=128, depth=6, heads=4, remat=True),
+        encoder=ViTConfig(crop=(32, 32, 32), token=(4, 4, 4), width=128, depth=6, heads=4),
         decoder_width=96,
         decoder_depth=2,
         decoder_heads=3,

@@ -22,7 +22,7 @@ class FastPaths:
     convolution: matrix products, folded strides and the CPU forms with their own gradients; without, `jax.lax` convolutions alone.
     norm: instance normalisation with a hand-written gradient; without, JAX's derivative of the formula.
     product: linear maps with the CPU's own order of factors and gradients; without, `jax.lax.dot_general` and JAX's derivative.
-    attention_tokens: up to so many tokens a CPU computes all weights of an attention at once, which is faster and needs more memory.
+    attention_tokens: up to so many tokens a CPU computes all weights of a head at once, which is faster and needs more memory.
     """
 
     attention: bool = True

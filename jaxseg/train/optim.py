@@ -11,6 +11,7 @@ import optax
 
 from jaxseg.errors import ConfigError
 from jaxseg.train.groups import decayed_rates, frozen, in_encoder
+from jaxseg.train.norm import global_norm
 from jaxseg.train.state import array_names
 
 # Names (one dotted part) whose arrays are not weights of a linear map: shrinking them towards zero has no meaning.
@@ -98,7 +99,7 @@ def clip_by_norm(limit: float, *, known: bool = True) -> optax.GradientTransform
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, grad_norm: jax.Array | None = None, **_: Any) -> tuple[Any, Any]:
-        norm = grad_norm if known and grad_norm is not None else optax.tree.norm(updates)
+        norm = grad_norm if known and grad_norm is not None else global_norm(updates)
         factor = jnp.minimum(1.0, limit / norm)
         return jax.tree.map(lambda update: update * factor.astype(update.dtype), updates), state
 

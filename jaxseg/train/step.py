@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxseg.errors import ConfigError
+from jaxseg.train.norm import global_norm
 from jaxseg.train.parallel import mean
 from jaxseg.train.state import TrainState
 
@@ -69,7 +70,7 @@ def make_step(
         grads = parts(mean(grads, axis))
         terms = {name: value / counts[name] for name, value in mean(sums, axis).items()}
         total = _weighted(terms, weights)
-        norm = optax.tree.norm(grads)
+        norm = global_norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         metrics = {**terms, "loss": total, "grad_norm": norm, "skipped": 1.0 - finite.astype(jnp.float32)}
         return _update(state, grads, norm, finite, told, ema_decay, advance), metrics

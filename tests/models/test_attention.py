@@ -104,6 +104,15 @@ def test_memory_is_linear_in_the_tokens_where_there_are_many():
     assert small < squared[1]
 
 
+def test_where_there_are_many_pairs_a_head_s_weights_are_held_alone():
+    def needed(heads):
+        shape = jax.ShapeDtypeStruct((1, 512, heads, 24), jnp.float32)
+        gradient = jax.jit(jax.grad(lambda q, k, v: jnp.sum(attention(q, k, v) ** 2), (0, 1, 2)))
+        return gradient.lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
+
+    assert needed(12) - needed(4) < 8 * 512 * 512 * 4, "eight heads more, and no eight further squares of the tokens"
+
+
 def test_stacked_layers_keep_nothing_for_forms_that_are_not_chosen():
     """The forms save values of equal shapes for their derivatives; else a scan would stack those of each form, layer by layer."""
 
@@ -148,6 +157,10 @@ def test_under_vmap_remat_and_pmap():
         halves = [a.reshape(2, 2, *a.shape[1:]) for a in (q, k, v)]
         close([jax.vmap(attention)(*halves).reshape(q.shape)], wanted[:1], 1e-5)
         close([jax.pmap(attention)(*halves).reshape(q.shape)], wanted[:1], 1e-5)
+    many = draw(4, 400, 400, 1, 8)  # head by head
+    for across in (jax.vmap, jax.pmap):
+        found = across(attention)(*(a.reshape(2, 2, *a.shape[1:]) for a in many[:3]))
+        close([found.reshape(many[0].shape)], formula(*many)[:1], 1e-5)
         close(value_and_gradients(jax.checkpoint(attention), q, k, v, g), wanted, 1e-5)
         mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         rows = jax.P("data")
