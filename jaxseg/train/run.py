@@ -21,8 +21,8 @@ from jaxseg.files import lock_folder, read_json, write_json
 from jaxseg.manifest import finished_steps
 from jaxseg.train.log import RunLog
 
-# Settings that change how often a run reports or saves, never its numbers.
-MAY_CHANGE = ("log_every", "save_every", "max_skips")
+# Settings that change how often a run reports or saves, or what memory it takes: its numbers never by more than rounding.
+MAY_CHANGE = ("log_every", "save_every", "max_skips", "remat", "remat_keep")
 _OFF = (None, False, 0, "", [], {})
 CONTENT = "content"
 """The name in a config of what the cases hold: a list of (case, hash). A run whose config is from before it existed is gone on with."""
