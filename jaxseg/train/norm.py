@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 _SMALL = 1 << 10
 """Arrays with fewer numbers are summed together. XLA's CPU backend makes of each sum of its own up to three kernels: for a network with a
-hundred biases and norms, seconds of compiling. Arrays that a layout spreads over devices are larger: these stay where they are."""
+hundred biases and norms, a second or two of compiling. Arrays that a layout spreads over devices are larger: these stay where they are."""
 
 
 def global_norm(tree: Any) -> Float[Array, ""]:

@@ -150,6 +150,13 @@ def test_cudnn_takes_half_precision_with_heads_of_a_multiple_of_eight(monkeypatc
     assert {key for key, answer in fits.items() if answer} == {(24, "bfloat16"), (72, "bfloat16")}
 
 
+def test_head_by_head_under_vmap_and_pmap():
+    many = draw(4, 400, 400, 1, 8)  # head by head
+    for across in (jax.vmap, jax.pmap):
+        found = across(attention)(*(a.reshape(2, 2, *a.shape[1:]) for a in many[:3]))
+        close([found.reshape(many[0].shape)], formula(*many)[:1], 1e-5)
+
+
 def test_under_vmap_remat_and_pmap():
     q, k, v, g = draw(4, 40, 40, 2, 24)
     wanted = formula(q, k, v, g)
@@ -157,10 +164,6 @@ def test_under_vmap_remat_and_pmap():
         halves = [a.reshape(2, 2, *a.shape[1:]) for a in (q, k, v)]
         close([jax.vmap(attention)(*halves).reshape(q.shape)], wanted[:1], 1e-5)
         close([jax.pmap(attention)(*halves).reshape(q.shape)], wanted[:1], 1e-5)
-    many = draw(4, 400, 400, 1, 8)  # head by head
-    for across in (jax.vmap, jax.pmap):
-        found = across(attention)(*(a.reshape(2, 2, *a.shape[1:]) for a in many[:3]))
-        close([found.reshape(many[0].shape)], formula(*many)[:1], 1e-5)
         close(value_and_gradients(jax.checkpoint(attention), q, k, v, g), wanted, 1e-5)
         mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         rows = jax.P("data")
