@@ -1,10 +1,11 @@
-"""Which fast forms the networks may take: one setting that a `with` block changes. Read by `models.attention`, `conv`,
-`instance_norm` and `matrix_product`.
+"""Which fast forms the networks may take: one setting that a `with` block changes, and for a whole command the environment variable
+`JAXSEG_PLAIN`. Read by `models.attention`, `conv`, `instance_norm` and `matrix_product`.
 
 Every fast form gives the numbers of the plain one up to rounding. To turn them off is for finding out where a difference comes from.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,13 +37,34 @@ class FastPaths:
             raise ConfigError(f"attention_tokens is {self.attention_tokens}; expected a number of tokens, 0 or more")
 
 
+VARIABLE = "JAXSEG_PLAIN"
+_SWITCHES = ("attention", "convolution", "norm", "product")
+
 # A context of JAX's own: a function that was compiled under one setting is compiled again under another.
-_context = jax.make_user_context(FastPaths())
+_context = jax.make_user_context(None)
 
 
 def allowed() -> FastPaths:
-    """What is allowed where the caller is being traced."""
-    return _context.value
+    """What is allowed where the caller is being traced: what the innermost `with fast_paths(...)` says, or else the environment.
+
+    Raises:
+        ConfigError: `JAXSEG_PLAIN` names something that is no fast path.
+    """
+    return _context.value or from_environment()
+
+
+def from_environment() -> FastPaths:
+    """Every fast path but those in `JAXSEG_PLAIN`: names with commas between them (`attention,norm`), or `all`.
+
+    Raises:
+        ConfigError: a name that is none.
+    """
+    named = {name.strip() for name in os.environ.get(VARIABLE, "").split(",")} - {""}
+    off = set(_SWITCHES) if named == {"all"} else named
+    if off - set(_SWITCHES):
+        unknown = ", ".join(sorted(off - set(_SWITCHES)))
+        raise ConfigError(f"the environment variable {VARIABLE} names {unknown}; expected all, or some of {', '.join(_SWITCHES)}")
+    return FastPaths(**{name: name not in off for name in _SWITCHES})
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""AdamW with warm-up and cosine, clipping, weight decay by parameter name, and layer-wise learning rates. Used by all training."""
+"""AdamW or Muon with warm-up and cosine, clipping, weight decay by parameter name, and layer-wise learning rates. Used by all training."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +19,10 @@ from jaxseg.train.state import array_names
 _UNDECAYED = re.compile(
     r"(bias|b|scale|gamma|beta|\w*norm\d*|\w*layer_?scale\d*|pos(itions?)?|pos_\w+|position_\w+|registers?|(\w*_)?tokens?)"
 )
+# The first and the last map of a network, whose rows or columns are voxels or labels and not features: Muon leaves them to Adam.
+_ENDS = re.compile(r"(\w*_)?(patch\w*|embed\w*|heads?|head_\w+)")
+_STACKED = re.compile(r"\b(blocks|stages|levels)\.(?!\d)")  # their arrays have a leading axis over depth, as in `groups`
+_MUON_RMS = 0.2  # root mean square of an update in units of the rate, that of AdamW's (arXiv 2502.16982, 2.2): one rate serves both
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class OptimConfig:
         freeze: dotted prefixes of parameters that stay as they are.
         decoder_first: for so many first steps nothing but what lies behind the encoder's last layer learns; then the encoder's rate rises to
             its own in `warmup` steps more, so that a decoder that knows nothing does not pull a pretrained encoder apart.
+        muon: weights of hidden maps and convolutions move along their momentum made orthogonal (Jordan 2024,
+            https://kellerjordan.github.io/posts/muon; `optax.contrib.scale_by_muon`: five iterations, momentum 0.95), sized as AdamW's updates
+            are, so that `lr` and `weight_decay` serve both; all else stays AdamW's.
     """
 
     lr: float = 1e-3
@@ -49,6 +57,7 @@ class OptimConfig:
     layer_decay: float = 1.0
     freeze: tuple[str, ...] = ()
     decoder_first: int = 0
+    muon: bool = False
 
     def __post_init__(self):
         if self.lr <= 0 or self.steps < 1 or not 0 <= self.warmup <= self.steps:
@@ -78,7 +87,7 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
     # Where arrays are frozen, their gradients are part of the norm that the step knows, and must not be of this one.
     parts = [clip_by_norm(config.clip, known=not config.freeze)] if config.clip is not None else []
     parts += [
-        optax.scale_by_adam(*config.betas),
+        _direction(config, params),
         optax.add_decayed_weights(config.weight_decay, decay_mask(params)),
         optax.scale_by_learning_rate(learning_rate(config)),
     ]
@@ -89,6 +98,48 @@ def make_optimizer(config: OptimConfig, params: Any) -> optax.GradientTransforma
     if config.freeze:
         parts.insert(0, scale_by_tree(multipliers(OptimConfig(freeze=config.freeze), params)))
     return optax.chain(*parts)
+
+
+def _direction(config: OptimConfig, params: Any) -> optax.GradientTransformation:
+    adam = optax.scale_by_adam(*config.betas)
+    if not config.muon:
+        return adam
+    axes = muon_axes(params)
+    hidden = jax.tree.map(lambda each: each is not None, axes, is_leaf=_is_axes)
+    sizes = jax.tree.map(lambda each, leaf: _muon_size(leaf.shape, each), axes, params, is_leaf=_is_axes)
+    # optax looks at arrays behind a mask as at nodes without leaves, and so must the axes.
+    seen = jax.tree.map(lambda each: optax.MaskedNode() if each is None else each, axes, is_leaf=_is_axes)
+    muon = optax.contrib.scale_by_muon(weight_dimension_numbers=seen)
+    return optax.chain(optax.masked(muon, hidden), optax.masked(adam, jax.tree.map(lambda each: not each, hidden)), scale_by_tree(sizes))
+
+
+def _is_axes(entry: Any) -> bool:
+    return entry is None or isinstance(entry, optax.contrib.MuonDimensionNumbers)
+
+
+def _muon_size(shape: tuple[int, ...], axes: optax.contrib.MuonDimensionNumbers | None) -> np.float32:
+    """What an orthogonal matrix of this shape is multiplied with, for a root mean square of `_MUON_RMS`."""
+    if axes is None:
+        return np.float32(1)
+    inputs = math.prod(np.take(shape, axes.reduction_axis))
+    return np.float32(_MUON_RMS * math.sqrt(max(inputs, shape[-1])))
+
+
+def muon_axes(params: Any) -> Any:
+    """Which axes of an array are a map's inputs and outputs, in the structure of `params`; None where Adam moves it.
+
+    The last axis are outputs, those before it inputs (a convolution's window and channels in together), but for the leading axis of stacked
+    blocks. Biases, norms, positions, tokens, layer scales, the embedding of patches and heads are Adam's.
+    """
+    decayed = dict(zip(array_names(params), jax.tree.leaves(decay_mask(params))))
+
+    def axes(name: str, leaf: Any) -> Any:
+        inputs = tuple(range(bool(_STACKED.search(name)), leaf.ndim - 1))
+        if not decayed[name] or not inputs or any(_ENDS.fullmatch(part) for part in name.split(".")):
+            return None
+        return optax.contrib.MuonDimensionNumbers(inputs, leaf.ndim - 1)
+
+    return _by_name(params, axes)
 
 
 def clip_by_norm(limit: float, *, known: bool = True) -> optax.GradientTransformationExtraArgs:

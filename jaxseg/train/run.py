@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
@@ -90,6 +91,7 @@ def provenance() -> dict[str, Any]:
         "devices": [f"{device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
+        "plain": os.environ.get("JAXSEG_PLAIN", ""),  # fast paths that were off (`models.switches`)
     }
 
 

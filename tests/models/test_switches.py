@@ -92,3 +92,20 @@ def test_what_is_not_named_stays_and_everything_comes_back():
         with pytest.raises(ConfigError, match="attention_tokens is -1"), fast_paths(attention_tokens=-1):
             pass
     assert allowed() == dataclasses.replace(inner, attention=True, convolution=True, attention_tokens=4096)
+
+
+def test_the_environment_turns_fast_paths_off_for_a_whole_command(monkeypatch):
+    monkeypatch.setenv("JAXSEG_PLAIN", "attention, norm")
+    assert allowed() == FastPaths(attention=False, norm=False)
+    with fast_paths(norm=True):
+        assert allowed() == FastPaths(attention=False)
+    monkeypatch.setenv("JAXSEG_PLAIN", "all")
+    assert allowed() == FastPaths(**OFF)
+    monkeypatch.setenv("JAXSEG_PLAIN", "")
+    assert allowed() == FastPaths()
+
+
+def test_a_name_in_the_environment_that_is_no_fast_path(monkeypatch):
+    monkeypatch.setenv("JAXSEG_PLAIN", "atention")
+    with pytest.raises(ConfigError, match="JAXSEG_PLAIN names atention; expected all, or some of attention, convolution, norm, product"):
+        allowed()

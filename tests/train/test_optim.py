@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from flax import nnx
 
 from jaxseg.errors import ConfigError
 from jaxseg.train import OptimConfig, array_names, learning_rate, make_optimizer
-from jaxseg.train.optim import decay_mask, multipliers
+from jaxseg.train.optim import decay_mask, multipliers, muon_axes
 
 
 class Block(nnx.Module):
@@ -74,6 +76,56 @@ def test_the_first_adam_step_moves_by_lr_times_the_factor(params):
     np.testing.assert_allclose(moved["encoder.blocks.mlp.bias"][:, 0], [-0.0125, -0.025, -0.05], rtol=1e-5)
     np.testing.assert_allclose(moved["head.kernel"], -0.1, rtol=1e-5)
     assert not np.any(moved["encoder.embed.kernel"]) and np.all(moved["encoder.pos"])
+
+
+def test_muon_moves_hidden_maps_orthogonally_and_all_else_as_adam(params):
+    """Singular values of Muon's five iterations lie in (0.7, 1.2) (Jordan 2024), each block's for itself; the rest is what AdamW does."""
+    config = OptimConfig(muon=True, lr=0.1, steps=10, warmup=0, weight_decay=0.0, clip=None, layer_decay=0.5)
+    grads = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+    muon, adam = (
+        by_name(params, optimizer.update(grads, optimizer.init(params), params)[0])
+        for optimizer in (make_optimizer(config, params), make_optimizer(dataclasses.replace(config, muon=False), params))
+    )
+    for name, update in muon.items():
+        if name != "encoder.blocks.mlp.kernel":
+            np.testing.assert_array_equal(update, adam[name], err_msg=name)
+    for block, rate in zip(muon["encoder.blocks.mlp.kernel"], (0.0125, 0.025, 0.05)):
+        sizes = jnp.linalg.svd(block, compute_uv=False) / (rate * 0.2 * np.sqrt(4))
+        assert sizes.min() > 0.6 and sizes.max() < 1.3
+
+
+def test_muon_takes_a_window_and_its_channels_for_inputs():
+    conv, stacked = jnp.ones((3, 3, 3, 4, 8)), {"blocks": {"mlp": {"kernel": jnp.ones((2, 4, 8)), "bias": jnp.ones((2, 8))}}}
+    params = {"conv": [{"kernel": conv}], "decoder": stacked, "head": {"kernel": jnp.ones((1, 1, 1, 8, 2))}, "norm": {"scale": jnp.ones(8)}}
+    of_blocks = {"blocks": {"mlp": {"kernel": ((1,), 2), "bias": None}}}
+    assert muon_axes(params) == {
+        "conv": [{"kernel": ((0, 1, 2, 3), 4)}],
+        "decoder": of_blocks,
+        "head": {"kernel": None},
+        "norm": {"scale": None},
+    }
+
+
+def test_muon_descends_and_freezes_what_it_is_told(params):
+    config = OptimConfig(muon=True, lr=0.1, steps=200, warmup=5, weight_decay=0.0, freeze=("encoder.embed",))
+    optimizer = make_optimizer(config, params)
+    target = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+
+    def loss(each):
+        return sum(jnp.sum(jnp.square(a - b)) for a, b in zip(jax.tree.leaves(each), jax.tree.leaves(target)))
+
+    @jax.jit
+    def step(each, state):
+        updates, state = optimizer.update(jax.grad(loss)(each), state, each)
+        return optax.apply_updates(each, updates), state
+
+    moved, state = params, optimizer.init(params)
+    for _ in range(200):
+        moved, state = step(moved, state)
+    start, end, wanted = by_name(params, params), by_name(params, moved), by_name(params, target)
+    np.testing.assert_array_equal(end["encoder.embed.kernel"], start["encoder.embed.kernel"])
+    for name in ("encoder.blocks.mlp.kernel", "head.kernel", "encoder.norm.scale"):
+        assert jnp.abs(end[name] - wanted[name]).mean() < 0.2 * jnp.abs(start[name] - wanted[name]).mean(), name
 
 
 def test_a_frozen_gradient_does_not_use_up_the_clipping(params):

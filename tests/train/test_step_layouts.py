@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from jaxseg.errors import ConfigError
-from jaxseg.train import Layout, array_names, make_step, mean
+from jaxseg.train import Layout, OptimConfig, array_names, make_optimizer, make_step, mean
 
 LAYOUTS = {
     "one": lambda: Layout("mesh", jax.devices()[:1]),
@@ -17,9 +17,9 @@ LAYOUTS = {
 }
 
 
-def run_sgd(toy, layout, steps=3, **options):
+def run_sgd(toy, layout, steps=3, optimizer=None, **options):
     """Parameters, metrics of each step, and the state, after plain SGD: AdamW would hide a gradient that is wrong by a factor."""
-    optimizer = optax.sgd(0.05)
+    optimizer = optimizer or optax.sgd(0.05)
     state = layout.init(lambda: toy.make_state(optimizer, ema="ema_decay" in options))
     compiled = layout.compile(make_step(toy.loss, optimizer, weights={"size": 0.01}, **options))
     history = []
@@ -46,6 +46,17 @@ def test_every_layout_gives_the_numbers_of_one_device(toy, reference, name):
     for ours, theirs in zip(history, reference[1]):
         assert ours == pytest.approx(theirs, rel=1e-5)
     assert history[0]["skipped"] == 0
+
+
+def test_muon_sees_whole_matrices_where_a_layout_parts_them(toy):
+    """Its iterations are products of whole matrices: those of a part would be another step altogether."""
+    muon = make_optimizer(OptimConfig(muon=True, lr=0.02, steps=4, warmup=0), toy.params())
+    one, history, _ = run_sgd(toy, LAYOUTS["one"](), optimizer=muon)
+    parted, others, state = run_sgd(toy, LAYOUTS["fsdp4"](), optimizer=muon)
+    moments = {name: leaf for name, leaf in zip(array_names(state.opt_state), jax.tree.leaves(state.opt_state)) if ".mu." in name}
+    assert any(leaf.ndim == 3 and not leaf.is_fully_replicated for leaf in moments.values())
+    close(parted.params, one.params, 1e-4)
+    assert others[2]["loss"] == pytest.approx(history[2]["loss"], rel=1e-4)
 
 
 def test_the_first_step_is_the_gradient_of_the_global_ratio(toy, reference):
