@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -45,11 +46,10 @@ class Said(QuietProgress):
         self.lines.append(text)
 
 
-@pytest.fixture(scope="module")
-def train(toy):
+def trainer(toy, optim):
     """`train(folder, loader=None, **LoopConfig)` → host state; one compiled step for all calls."""
     layout = Layout("pmap")
-    optimizer = make_optimizer(OPTIM, toy.params())
+    optimizer = make_optimizer(optim, toy.params())
     step = make_step(toy.loss, optimizer, ema_decay=0.9)
     compiled = layout.compile(step)
     layout.compile = lambda given: compiled
@@ -58,10 +58,15 @@ def train(toy):
         loop = LoopConfig(**({"steps": 20, "log_every": 4, "save_every": 6} | settings))
         state = layout.init(lambda: toy.make_state(optimizer, ema=True))
         with RunFolder.open(folder, config or {"name": "toy"}) as run:
-            options = {"evaluate": evaluate, "schedule": learning_rate(OPTIM), "progress": progress or QuietProgress()}
+            options = {"evaluate": evaluate, "schedule": learning_rate(optim), "progress": progress or QuietProgress()}
             return layout.host(fit(step, state, loader or toy.ToyLoader(), layout, run, loop, **options))
 
     return call
+
+
+@pytest.fixture(scope="module")
+def train(toy):
+    return trainer(toy, OPTIM)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +100,13 @@ def test_killed_anywhere_and_resumed_is_equal_to_the_bit(toy, train, uninterrupt
     assert len(ours) == len(set(ours)) and set(theirs) <= set(ours)
     losses = [{line["step"]: line["loss"] for line in read_log(folder / "log.jsonl")} for folder in (uninterrupted[1], tmp_path)]
     assert losses[0][20] == losses[1][20]
+
+
+def test_what_muon_remembers_is_restored_to_the_bit(toy, tmp_path):
+    train = trainer(toy, dataclasses.replace(OPTIM, muon=True))
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", killing(toy, 14))
+    equal(train(tmp_path / "killed"), train(tmp_path / "whole"))
 
 
 def test_training_learns_and_the_log_says_so(uninterrupted):
