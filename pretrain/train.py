@@ -26,7 +26,7 @@ from jaxseg.zoo.registry import network_of
 from pretrain.config import PretrainConfig
 from pretrain.implants import Lesions
 from pretrain.objectives import OBJECTIVES
-from pretrain.operations import operations_of
+from pretrain.operations import operations_of, update_operations_of
 from pretrain.pictures import make_pictures
 from pretrain.probe import evaluated, make_probe
 
@@ -92,7 +92,7 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
         if jax.process_index() == 0:
             still = objective.loss_of(graph, Augment.none(), **besides)
             each = operations_of(still, final, state.extra, crop, model_config.encoder.in_channels)
-            flops = config.loop.steps * config.batch * each
+            flops = config.loop.steps * (config.batch * each + update_operations_of(optimizer, final))
             save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, sources, model_config, flops))
         return Path(config.out) / "model"
 

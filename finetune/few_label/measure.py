@@ -19,8 +19,9 @@ from jaxseg.evaluate import evaluate_cases, structures_of
 from jaxseg.infer.folder import segment_cases
 from jaxseg.train.groups import frozen
 from jaxseg.train.log import read_log
+from jaxseg.train.optim import make_optimizer
 from jaxseg.zoo import Model, load_model
-from jaxseg.zoo.cost import PASSES, count_flops, count_params
+from jaxseg.zoo.cost import PASSES, count_flops, count_params, program_flops
 
 
 def measure(settings: FinetuneConfig, names: tuple[str, ...], tests: Sequence[Case], recipe: Recipe, *, overlap: float) -> dict[str, Any]:
@@ -63,10 +64,10 @@ def score(model: Model, tests: Sequence[Case], recipe: Recipe, out: Path, *, ove
 def budget_of(settings: FinetuneConfig, network: nnx.Module, crop: Sequence[int], out: Path) -> dict[str, Any]:
     """What a run was given: steps, crops, seconds of training, parameters (and those that were trained), floating-point operations in all.
 
-    A frozen encoder's parameters are not trained, but its backward pass is computed all the same, so its operations count. Of a
-    semi-supervised run the teacher counts, too: its passes over the unlabelled crops, and its own training where that is a stage of its own
-    (`seconds`, `crops` and `flops` hold both stages, `steps` the second). Of runs side by side `seconds` is the share of one, and `side_by_side` says
-    how many they were.
+    Operations are those of the network's passes, and of products of matrices in the updates (Muon's; AdamW has none). A frozen encoder's
+    parameters are not trained, but its backward pass is computed all the same, so its operations count. Of a semi-supervised run the teacher
+    counts, too: its passes over the unlabelled crops, and its own training where that is a stage of its own (`seconds`, `crops` and `flops`
+    hold both stages, `steps` the second). Of runs side by side `seconds` is the share of one, and `side_by_side` says how many they were.
     """
     params = nnx.state(network, nnx.Param)
     still = jax.tree.leaves(frozen(params, settings.optim.freeze))
@@ -75,6 +76,7 @@ def budget_of(settings: FinetuneConfig, network: nnx.Module, crop: Sequence[int]
     stages = 2 if settings.semi.method == "pseudo_labels" else 1
     unlabelled = crops if settings.semi.method else 0
     x, y, z = crop
+    optimizer = make_optimizer(settings.optim, params)
     log = read_log(out / "log.jsonl")
     return {
         "steps": settings.loop.steps,
@@ -85,7 +87,8 @@ def budget_of(settings: FinetuneConfig, network: nnx.Module, crop: Sequence[int]
         "parameters": count_params(network),
         "trained_parameters": trained,
         **({SIDE_BY_SIDE: log[-1][SIDE_BY_SIDE]} if log and SIDE_BY_SIDE in log[-1] else {}),
-        "flops": (PASSES * stages * crops + (PASSES + 1) * unlabelled) * count_flops(network, (x, y, z)),
+        "flops": (PASSES * stages * crops + (PASSES + 1) * unlabelled) * count_flops(network, (x, y, z))
+        + stages * settings.loop.steps * program_flops(optimizer.update, params, jax.eval_shape(optimizer.init, params), params),
     }
 
 
