@@ -1,7 +1,7 @@
 """`python -m bench.anchor CONFIG [--field value …]`: the anchor of a few-label study, nnU-Net's own U-Net trained by PyTorch.
 
 Fills in the arm `anchor` of `python -m finetune.few_label` (same CONFIG and fields): dynamic-network-architectures' residual-encoder U-Net as planned
-for the arm `resenc`, on the same crops in the same order with the same augmentation, loss, AdamW and steps. What PyTorch learned is
+for the arm `resenc`, on the same crops in the same order with the same augmentation, loss, optimizer and steps. What PyTorch learned is
 converted by the zoo, and segmented and scored as every other arm. It lives here because the library never imports torch.
 """
 
@@ -65,18 +65,19 @@ def train(settings: FinetuneConfig, names: tuple[str, ...], store: Store, out: P
     (out / "log.jsonl").unlink(missing_ok=True)  # of a cell that was interrupted
     torch.manual_seed(settings.seed)
     net = peer_network(config)
-    optimizer, rate = _optimizer(net, settings)
+    optimizers, rate = _optimizers(net, settings)
     log, started, window = RunLog(out / "log.jsonl"), time.monotonic(), []
     for step, (image, label) in enumerate(crops(settings, names, store, config), 1):
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = float(rate(step - 1))
-        optimizer.zero_grad()
+        net.zero_grad()
         terms = dice_ce(net(_channels_first(image)), torch.from_numpy(label.astype(np.int64)), batch=settings.loss.batch_dice)
         loss = settings.loss.dice * terms[0] + settings.loss.cross_entropy * terms[1]
         loss.backward()
         if settings.optim.clip is not None:
             torch.nn.utils.clip_grad_norm_(net.parameters(), settings.optim.clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         window.append(loss.item())
         if step % settings.loop.log_every == 0 or step == settings.loop.steps:
             log.append({"step": step, "loss": float(np.mean(window)), "seconds": round(time.monotonic() - started, 3)})
@@ -160,13 +161,20 @@ def dice_ce(logits: Any, label: Any, *, batch: bool) -> tuple[Any, Any]:
     return (lost * counted).sum() / counted.sum().clamp(min=1), entropy
 
 
-def _optimizer(net: Any, settings: FinetuneConfig) -> tuple[Any, Any]:
-    """AdamW that shrinks kernels only, as ours does, and the learning rate by step."""
-    kernels = [array for array in net.parameters() if array.ndim > 1]
+def _optimizers(net: Any, settings: FinetuneConfig) -> tuple[list[Any], Any]:
+    """AdamW that shrinks kernels only, as ours does, or Muon for the kernels that ours takes; and the learning rate by step."""
+    torch, optim = _torch(), settings.optim
+    head = {id(array) for array in net.decoder.seg_layers.parameters()}
+    kernels = [array for array in net.parameters() if array.ndim > 1 and not (optim.muon and id(array) not in head)]
     others = [array for array in net.parameters() if array.ndim == 1]
-    groups = [{"params": kernels, "weight_decay": settings.optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    rate = learning_rate(dataclasses.replace(settings.optim, steps=max(1, settings.loop.steps)))
-    return _torch().optim.AdamW(groups, lr=settings.optim.lr, betas=settings.optim.betas), rate
+    groups = [{"params": kernels, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    chosen = [torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)]
+    if optim.muon:
+        transposed = [array for array in net.decoder.transpconvs.parameters() if array.ndim > 1]
+        apart = head | {id(array) for array in transposed}
+        straight = [array for array in net.parameters() if array.ndim > 1 and id(array) not in apart]
+        chosen.append(_module("bench.torch_muon").Muon(straight, transposed, lr=optim.lr, weight_decay=optim.weight_decay))
+    return chosen, learning_rate(dataclasses.replace(optim, steps=max(1, settings.loop.steps)))
 
 
 def _channels_first(image: np.ndarray) -> Any:

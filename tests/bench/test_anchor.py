@@ -5,6 +5,7 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bench import anchor
@@ -16,7 +17,7 @@ from jaxseg.data.augment import Augment
 from jaxseg.errors import ConfigError
 from jaxseg.models import UNETRConfig, ViTConfig
 from jaxseg.prepare import prepare_folder
-from jaxseg.train import LoopConfig, OptimConfig
+from jaxseg.train import LoopConfig, OptimConfig, make_optimizer
 from tests.peers import import_peer
 from tests.tiny_store import write_scans
 
@@ -35,6 +36,32 @@ def test_the_loss_is_ours(batch):
         assert float(value) == pytest.approx(float(total / count), rel=1e-5)
 
 
+@pytest.mark.parity
+def test_its_muon_is_ours():
+    """Three steps of one convolution and one transposed convolution on the same gradients."""
+    torch = import_peer("torch")
+    from bench.torch_muon import Muon
+
+    rng = np.random.default_rng(0)
+    shapes = {"conv": (8, 3, 3, 3, 3), "up": (6, 4, 2, 2, 2)}
+    moved = {"conv": lambda array: array.transpose(2, 3, 4, 1, 0), "up": lambda array: array.transpose(2, 3, 4, 0, 1)}
+    start = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    theirs = {name: torch.nn.Parameter(torch.from_numpy(array.copy())) for name, array in start.items()}
+    ours = {name: {"kernel": jnp.asarray(moved[name](array))} for name, array in start.items()}
+    optimizer = Muon([theirs["conv"]], [theirs["up"]], lr=0.1, weight_decay=0.05)
+    optim = make_optimizer(OptimConfig(muon=True, lr=0.1, steps=3, warmup=0, final=1.0, clip=None), ours)
+    state = optim.init(ours)
+    for _ in range(3):
+        gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+        for name, array in theirs.items():
+            array.grad = torch.from_numpy(gradients[name].copy())
+        optimizer.step()
+        updates, state = optim.update({name: {"kernel": jnp.asarray(moved[name](each))} for name, each in gradients.items()}, state, ours)
+        ours = optax.apply_updates(ours, updates)
+    for name, array in theirs.items():
+        np.testing.assert_allclose(ours[name]["kernel"], moved[name](array.detach().numpy()), atol=2e-5, err_msg=name)
+
+
 def study(folder, out):
     encoder = ViTConfig(crop=(8, 8, 8), token=(4, 4, 4), width=24, depth=2, heads=2)
     return FewLabelConfig(
@@ -50,7 +77,7 @@ def study(folder, out):
             model=UNETRConfig(encoder=encoder, feature=4, stride=2),
             batch=2,
             augment=Augment.none(),
-            optim=OptimConfig(lr=1e-3, warmup=1),
+            optim=OptimConfig(lr=1e-3, warmup=1, muon=True),
             loop=LoopConfig(steps=2, save_every=0, log_every=1),
         ),
     )
