@@ -164,15 +164,19 @@ def dice_ce(logits: Any, label: Any, *, batch: bool) -> tuple[Any, Any]:
 def _optimizers(net: Any, settings: FinetuneConfig) -> tuple[list[Any], Any]:
     """AdamW that shrinks kernels only, as ours does, or Muon for the kernels that ours takes; and the learning rate by step."""
     torch, optim = _torch(), settings.optim
-    head = {id(array) for array in net.decoder.seg_layers.parameters()}
-    kernels = [array for array in net.parameters() if array.ndim > 1 and not (optim.muon and id(array) not in head)]
+    kernels = [array for array in net.parameters() if array.ndim > 1]
     others = [array for array in net.parameters() if array.ndim == 1]
-    groups = [{"params": kernels, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    chosen = [torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)]
+    transposed, straight = [], []
     if optim.muon:
+        head = {id(array) for array in net.decoder.seg_layers.parameters()}
         transposed = [array for array in net.decoder.transpconvs.parameters() if array.ndim > 1]
         apart = head | {id(array) for array in transposed}
-        straight = [array for array in net.parameters() if array.ndim > 1 and id(array) not in apart]
+        straight = [array for array in kernels if id(array) not in apart and array.shape[1] > 1]
+    taken = {id(array) for array in transposed + straight}
+    rest = [array for array in kernels if id(array) not in taken]
+    groups = [{"params": rest, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    chosen = [torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)]
+    if taken:
         chosen.append(_module("bench.torch_muon").Muon(straight, transposed, lr=optim.lr, weight_decay=optim.weight_decay))
     return chosen, learning_rate(dataclasses.replace(optim, steps=max(1, settings.loop.steps)))
 

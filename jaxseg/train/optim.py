@@ -17,7 +17,7 @@ from jaxseg.train.state import array_names
 
 # Names (one dotted part) whose arrays are not weights of a linear map: shrinking them towards zero has no meaning.
 _UNDECAYED = re.compile(
-    r"(bias|b|scale|gamma|beta|\w*norm\d*|\w*layer_?scale\d*|pos(itions?)?|pos_\w+|position_\w+|registers?|(\w*_)?tokens?)"
+    r"(bias|b|scale|gamma|beta|\w*norm\d*|\w*layer_?scale\d*|pos(itions?)?|pos_\w+|position_\w+|(\w*_)?table|registers?|(\w*_)?tokens?)"
 )
 # The first and the last map of a network, whose rows or columns are voxels or labels and not features: Muon leaves them to Adam.
 _ENDS = re.compile(r"(\w*_)?(patch\w*|embed\w*|heads?|head_\w+)")
@@ -129,13 +129,14 @@ def muon_axes(params: Any) -> Any:
     """Which axes of an array are a map's inputs and outputs, in the structure of `params`; None where Adam moves it.
 
     The last axis are outputs, those before it inputs (a convolution's window and channels in together), but for the leading axis of stacked
-    blocks. Biases, norms, positions, tokens, layer scales, the embedding of patches and heads are Adam's.
+    blocks. Biases, norms, positions, tokens, layer scales, the embedding of patches, heads and convolutions of one channel (of an image, or
+    depthwise) are Adam's.
     """
     decayed = dict(zip(array_names(params), jax.tree.leaves(decay_mask(params))))
 
     def axes(name: str, leaf: Any) -> Any:
         inputs = tuple(range(bool(_STACKED.search(name)), leaf.ndim - 1))
-        if not decayed[name] or not inputs or any(_ENDS.fullmatch(part) for part in name.split(".")):
+        if not decayed[name] or not inputs or leaf.shape[-2] == 1 or any(_ENDS.fullmatch(part) for part in name.split(".")):
             return None
         return optax.contrib.MuonDimensionNumbers(inputs, leaf.ndim - 1)
 

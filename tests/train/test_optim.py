@@ -106,6 +106,12 @@ def test_muon_takes_a_window_and_its_channels_for_inputs():
     }
 
 
+def test_tables_of_positions_do_not_decay_and_kernels_of_one_channel_are_adams():
+    params = {"attention": {"bias_table": jnp.ones((27, 3))}, "stem": {"kernel": jnp.ones((3, 3, 3, 1, 8))}}
+    assert decay_mask(params) == {"attention": {"bias_table": False}, "stem": {"kernel": True}}
+    assert muon_axes(params) == {"attention": {"bias_table": None}, "stem": {"kernel": None}}
+
+
 def test_muon_descends_and_freezes_what_it_is_told(params):
     config = OptimConfig(muon=True, lr=0.1, steps=200, warmup=5, weight_decay=0.0, freeze=("encoder.embed",))
     optimizer = make_optimizer(config, params)
