@@ -7,7 +7,8 @@ Where the store holds labels, --probe.store runs/brain/store --probe.train IXI06
 steps what a linear and a nearest-neighbour probe tell of the frozen tokens of these six.
 
 Tokens of 8 mm, three quarters hidden in units of two tokens (16 mm). 20 minutes on one core.
-Fine-tuned on five labels for 1600 steps: +0.030 Dice over scratch, and level with scratch that was given about as many operations in all (one draw).
+Fine-tuned on five labels for 1600 steps: +0.025 Dice over scratch (two draws), and level with scratch that was given about as many operations in
+all (one draw).
 docs/results.md, "Brain".
 """
 
