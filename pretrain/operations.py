@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxseg.models.positions import Triple
 from jaxseg.train.step import Loss
@@ -18,11 +17,6 @@ def operations_of(loss: Loss, params: Any, extra: Any, crop: Triple, channels: i
     """
     two, keys = jax.eval_shape(lambda: (_crops(2, crop, channels), jax.random.split(jax.random.key(0), 2)))
     return PASSES * program_flops(loss, params, two, keys, extra) // 2
-
-
-def update_operations_of(optimizer: optax.GradientTransformation, params: Any) -> int:
-    """Of one update's products of matrices: Muon's iterations; none for AdamW."""
-    return program_flops(optimizer.update, params, jax.eval_shape(optimizer.init, params), params)
 
 
 def _crops(batch: int, crop: Triple, channels: int) -> dict[str, jax.Array]:

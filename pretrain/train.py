@@ -22,11 +22,12 @@ from jaxseg.train import Layout, RunFolder, TrainState, fit, learning_rate, make
 from jaxseg.train.log import TrainingProgressProtocol
 from jaxseg.train.run import CONTENT
 from jaxseg.zoo import save_model
+from jaxseg.zoo.cost import update_flops
 from jaxseg.zoo.registry import network_of
 from pretrain.config import PretrainConfig
 from pretrain.implants import Lesions
 from pretrain.objectives import OBJECTIVES
-from pretrain.operations import operations_of, update_operations_of
+from pretrain.operations import operations_of
 from pretrain.pictures import make_pictures
 from pretrain.probe import evaluated, make_probe
 
@@ -92,7 +93,7 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
         if jax.process_index() == 0:
             still = objective.loss_of(graph, Augment.none(), **besides)
             each = operations_of(still, final, state.extra, crop, model_config.encoder.in_channels)
-            flops = config.loop.steps * (config.batch * each + update_operations_of(optimizer, final))
+            flops = config.loop.steps * (config.batch * each + update_flops(optimizer, final))
             save_model(Path(config.out) / "model", nnx.merge(graph, final), _card(config, sources, model_config, flops))
         return Path(config.out) / "model"
 

@@ -7,7 +7,7 @@ jaxseg finetune brain --store runs/brain/store --init runs/brain/anatomy --take 
 A UNETR on the encoder of `brain_mae` is trained whole; a step takes four times as long, so there are a quarter as many, moved by AdamW.
 Everything else is that of `brain_mae`.
 
-Fine-tuned whole on five labels: +0.059 Dice over scratch after 300 steps (two draws), less than `brain_mae`. docs/results.md, "Brain".
+Fine-tuned whole on five labels by AdamW: +0.059 Dice over scratch after 300 steps (two draws), less than `brain_mae`. docs/results.md, "Brain".
 """
 
 import dataclasses

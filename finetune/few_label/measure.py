@@ -21,7 +21,7 @@ from jaxseg.train.groups import frozen
 from jaxseg.train.log import read_log
 from jaxseg.train.optim import make_optimizer
 from jaxseg.zoo import Model, load_model
-from jaxseg.zoo.cost import PASSES, count_flops, count_params, program_flops
+from jaxseg.zoo.cost import PASSES, count_flops, count_params, update_flops
 
 
 def measure(settings: FinetuneConfig, names: tuple[str, ...], tests: Sequence[Case], recipe: Recipe, *, overlap: float) -> dict[str, Any]:
@@ -76,7 +76,6 @@ def budget_of(settings: FinetuneConfig, network: nnx.Module, crop: Sequence[int]
     stages = 2 if settings.semi.method == "pseudo_labels" else 1
     unlabelled = crops if settings.semi.method else 0
     x, y, z = crop
-    optimizer = make_optimizer(settings.optim, params)
     log = read_log(out / "log.jsonl")
     return {
         "steps": settings.loop.steps,
@@ -88,7 +87,7 @@ def budget_of(settings: FinetuneConfig, network: nnx.Module, crop: Sequence[int]
         "trained_parameters": trained,
         **({SIDE_BY_SIDE: log[-1][SIDE_BY_SIDE]} if log and SIDE_BY_SIDE in log[-1] else {}),
         "flops": (PASSES * stages * crops + (PASSES + 1) * unlabelled) * count_flops(network, (x, y, z))
-        + stages * settings.loop.steps * program_flops(optimizer.update, params, jax.eval_shape(optimizer.init, params), params),
+        + stages * settings.loop.steps * update_flops(make_optimizer(settings.optim, params), params),
     }
 
 

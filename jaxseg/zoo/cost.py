@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 from jaxseg.zoo.names import Params, param_shapes
@@ -38,6 +39,11 @@ def count_flops(network: nnx.Module, sides: tuple[int, int, int] = (96, 96, 96))
 def program_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Floating-point operations of `function(*arguments)`, as `count_flops` counts them; arguments may be abstract. The bench calls it too."""
     return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def update_flops(optimizer: optax.GradientTransformation, params: Any) -> int:
+    """Floating-point operations of one update's products of matrices: Muon's iterations; none for AdamW. `params` may be abstract."""
+    return program_flops(optimizer.update, params, jax.eval_shape(optimizer.init, params), params)
 
 
 def _flops(jaxpr: Any) -> int:

@@ -109,3 +109,14 @@ def test_a_name_in_the_environment_that_is_no_fast_path(monkeypatch):
     monkeypatch.setenv("JAXSEG_PLAIN", "atention")
     with pytest.raises(ConfigError, match="JAXSEG_PLAIN names atention; expected all, or some of attention, convolution, norm, product"):
         allowed()
+
+
+def test_what_the_environment_turns_off_is_not_in_the_program(monkeypatch):
+    def program():
+        return str(jax.make_jaxpr(lambda q: attention.attention(q, q, q))(jnp.ones((1, 8, 1, 8))))
+
+    with fast_paths(**OFF):
+        plain = program()
+    assert program() != plain
+    monkeypatch.setenv("JAXSEG_PLAIN", "all")
+    assert program() == plain

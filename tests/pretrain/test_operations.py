@@ -1,16 +1,14 @@
 """What a pretraining costs: the masked autoencoder's operations in closed form, and a number for every objective."""
 
 import jax
-import jax.numpy as jnp
 import optax
 import pytest
 from flax import nnx
 
 from jaxseg.data.augment import Augment
-from jaxseg.train import OptimConfig, make_optimizer
 from jaxseg.zoo.registry import network_of
 from pretrain.objectives import OBJECTIVES
-from pretrain.operations import operations_of, update_operations_of
+from pretrain.operations import operations_of
 from tests.pretrain.test_objectives import CHANNELS, MODEL
 
 
@@ -43,12 +41,3 @@ def test_a_masked_autoencoder_costs_what_its_layers_cost():
 @pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"mae"}))
 def test_every_objective_has_a_cost(name):
     assert operations(name) > 0.5 * operations("contrastive")
-
-
-def test_muon_costs_its_five_iterations_and_adamw_nothing():
-    """An iteration on rows × columns, rows the fewer: x xᵀ, its square, and their sum times x."""
-    rows, columns, depth = 8, 24, 3
-    params = {"encoder": {"blocks": {"mlp": {"kernel": jnp.ones((depth, columns, rows)), "bias": jnp.ones((depth, rows))}}}}
-    iteration = 2 * (2 * rows**2 * columns + rows**3)
-    assert update_operations_of(make_optimizer(OptimConfig(muon=True), params), params) == depth * 5 * iteration
-    assert update_operations_of(make_optimizer(OptimConfig(), params), params) == 0

@@ -10,8 +10,9 @@ from flax import nnx
 
 from jaxseg.errors import InputError
 from jaxseg.models.resunet import ResUNetConfig
+from jaxseg.train import OptimConfig, make_optimizer
 from jaxseg.zoo import create_model, list_models
-from jaxseg.zoo.cost import count_flops, count_params
+from jaxseg.zoo.cost import count_flops, count_params, update_flops
 from jaxseg.zoo.registry import FAMILIES
 from jaxseg.zoo.table import BEGIN, END, parity_columns, replace_table, row_start
 
@@ -83,3 +84,12 @@ def test_the_table_goes_between_its_markers_and_nowhere_else():
     for wrong in ("nothing", f"{END}{BEGIN}", page + page):
         with pytest.raises(InputError, match="README.md: expected the markers"):
             replace_table(wrong, [], "README.md")
+
+
+def test_muon_costs_its_five_iterations_and_adamw_nothing():
+    """An iteration on rows × columns, rows the fewer: x xᵀ, its square, and their sum times x."""
+    rows, columns, depth = 8, 24, 3
+    params = {"encoder": {"blocks": {"mlp": {"kernel": jnp.ones((depth, columns, rows)), "bias": jnp.ones((depth, rows))}}}}
+    iteration = 2 * (2 * rows**2 * columns + rows**3)
+    assert update_flops(make_optimizer(OptimConfig(muon=True), params), params) == depth * 5 * iteration
+    assert update_flops(make_optimizer(OptimConfig(), params), params) == 0
