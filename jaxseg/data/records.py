@@ -38,7 +38,7 @@ def write_records(folder: Path, version: str, records: Callable[[], Iterator[dic
             shutil.rmtree(left, ignore_errors=True)
         builder = _builder(folder, version, records, channels)
         try:
-            builder.download_and_prepare(download_dir=folder / ".downloads")
+            builder.download_and_prepare(download_dir=folder / ".downloads", download_config=_nothing_from_the_network())
         except RuntimeError as error:
             # ArrayRecord's writer is C++ and knows no OSError.
             if os.strerror(errno.ENOSPC) not in str(error):
@@ -80,6 +80,12 @@ class Records:
         return record | {key: record[key].decode() for key in TEXT} | {"labelled": bool(record["labelled"])}
 
 
+def _nothing_from_the_network() -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.download.DownloadConfig(try_download_gcs=False)
+
+
 def _builder(folder: Path, version: str, records: Callable[[], Iterator[dict[str, Any]]], channels: int) -> Any:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
@@ -88,6 +94,10 @@ def _builder(folder: Path, version: str, records: Callable[[], Iterator[dict[str
 
     def _array(shape: tuple[int | None, ...], dtype: Any) -> Any:
         return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="zlib")
+
+    class LocalInfo(tfds.core.DatasetInfo):
+        def initialize_from_bucket(self) -> None:
+            """TFDS would look for these cases in its public bucket, and leave an empty folder among the temporary files."""
 
     # Defined anew at every call, with the version in it: the global register of builders would refuse the second one.
     with registered.skip_registration():
@@ -107,7 +117,7 @@ def _builder(folder: Path, version: str, records: Callable[[], Iterator[dict[str
                     "present": tfds.features.Tensor(shape=(channels,), dtype=np.bool_),
                     "labelled": np.bool_,
                 }
-                return tfds.core.DatasetInfo(
+                return LocalInfo(
                     builder=self,
                     description="Scans prepared by jaxseg: one record a case, (x, y, z, channel) in RAS+ voxel order.",
                     features=tfds.features.FeaturesDict({**text, **arrays}),

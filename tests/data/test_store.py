@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -152,6 +153,15 @@ def test_building_is_silent(copied, tmp_path, capfd):
     cases, _ = copied
     build_store(cases[:1], RECIPE, tmp_path / "other", processes=1)
     assert capfd.readouterr() == ("", "")
+
+
+def test_building_leaves_nothing_among_the_temporary_files(copied, tmp_path, monkeypatch):
+    """TFDS makes a folder there for what it would fetch from its public bucket, and forgets it."""
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    cases, _ = copied
+    build_store(cases[:1], RECIPE, tmp_path / "other", processes=1)
+    assert list(temporary.iterdir()) == []
 
 
 def test_second_call_prepares_nothing_and_changes_nothing(copied, monkeypatch):
