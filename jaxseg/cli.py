@@ -39,20 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call_demo(known, _rest) -> int:
+    keep_freed_memory()
     from jaxseg.compilation import use_cache
     from jaxseg.demo import run_demo
 
-    keep_freed_memory()
     use_cache()
     run_demo(known.out, minutes=known.minutes, seed=known.seed, trainers=_trainers())
     return 0
 
 
 def _call_run(known, _rest) -> int:
+    keep_freed_memory()
     from jaxseg.compilation import use_cache
     from jaxseg.pipeline import MainJob, run_main_job
 
-    keep_freed_memory()
     use_cache()
     job = MainJob(
         unlabelled=known.unlabelled,
@@ -203,12 +203,12 @@ def _join_processes() -> None:
 
 
 def _call_pretrain(known, rest) -> int:
+    keep_freed_memory()
     from jaxseg.compilation import use_cache
     from jaxseg.config import load_config
     from pretrain.config import PretrainConfig
     from pretrain.train import pretrain
 
-    keep_freed_memory()
     use_cache()
     _join_processes()
     print(f"model: {pretrain(load_config(known.config, 'pretrain', PretrainConfig, rest))}")
@@ -216,12 +216,12 @@ def _call_pretrain(known, rest) -> int:
 
 
 def _call_finetune(known, rest) -> int:
+    keep_freed_memory()
     from finetune.config import FinetuneConfig
     from finetune.train import finetune
     from jaxseg.compilation import use_cache
     from jaxseg.config import load_config
 
-    keep_freed_memory()
     use_cache()
     _join_processes()
     print(f"model: {finetune(load_config(known.config, 'finetune', FinetuneConfig, rest))}")
@@ -229,11 +229,11 @@ def _call_finetune(known, rest) -> int:
 
 
 def _call_segment(known, _rest) -> int:
+    keep_freed_memory()
     from jaxseg.compilation import use_cache
     from jaxseg.infer.folder import segment_folder
     from jaxseg.progress import bar
 
-    keep_freed_memory()
     use_cache()
     with bar("segment") as progress:
         left_out = segment_folder(

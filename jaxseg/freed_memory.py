@@ -16,8 +16,9 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 def keep_freed_memory() -> bool:
     """Ask glibc to keep what is freed for the next time. Returns whether it will.
 
-    The peak of the process stays about what it was, but it does not sink between two steps. Call it before JAX starts its threads, which would
-    have heaps of their own. Nothing is changed where the C library is another, or where the environment sets up its memory already
+    The peak of the process stays about what it was, but it does not sink between two steps. Call it before anything starts a thread: JAX does when
+    it is first used, and some libraries when they are imported (pyarrow). Each new thread may get a heap of its own, and one heap more is enough
+    for some of JAX's threads to be given it. Nothing is changed where the C library is another, or where the environment sets up its memory already
     (`MALLOC_…` or `GLIBC_TUNABLES`).
     """
     if sys.platform != "linux" or any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):

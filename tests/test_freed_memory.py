@@ -50,3 +50,49 @@ def test_working_memory_is_asked_for_once():
 
 def test_what_the_environment_sets_up_is_left_alone():
     assert run("keep", MALLOC_ARENA_MAX="2")[0] == "False"
+
+
+HEAPS = """
+import ctypes, sys, tempfile
+try:
+    exec(sys.argv[1])
+except (SystemExit, Exception) as error:  # what it is asked for is not there: it has imported what it needs, and ends
+    print(error, file=sys.stderr)
+import jax.numpy as jnp
+(jnp.ones((64, 64)) @ jnp.ones((64, 64))).block_until_ready()
+libc = ctypes.CDLL(None)
+if not hasattr(libc, "gnu_get_libc_version"):
+    sys.exit("not glibc")
+libc.fopen.restype, libc.fopen.argtypes = ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p]
+libc.malloc_info.argtypes, libc.fclose.argtypes = [ctypes.c_int, ctypes.c_void_p], [ctypes.c_void_p]
+with tempfile.NamedTemporaryFile("r") as file:
+    stream = libc.fopen(file.name.encode(), b"w")
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    print("heaps", file.read().count("<heap nr"))
+"""
+NOWHERE = "/dev/null/nowhere"
+VERBS = {
+    "demo": ["--out", NOWHERE],
+    "run": ["--unlabelled", NOWHERE, "--labelled", NOWHERE, "--out", NOWHERE],
+    "pretrain": ["brain_mae", "--store", NOWHERE, "--out", NOWHERE],
+    "finetune": ["brain", "--store", NOWHERE, "--out", NOWHERE],
+    "segment": [NOWHERE, NOWHERE, "--out", NOWHERE],
+}
+STUDY = ("--scans", "--store", "--pretrained", "--out")
+PROGRAMS = {verb: f"from jaxseg.cli import main; main({[verb, *rest]})" for verb, rest in VERBS.items()} | {
+    name: f"from {name}.__main__ import main; main({['brain', *(word for each in STUDY for word in (each, NOWHERE))]})"
+    for name in ("finetune.few_label", "finetune.few_label.spacing")
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the setting is one of the C library of Linux")
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_that_trains_or_segments_has_one_heap(program):
+    """A library that starts a thread when it is imported, before the setting is made, leaves a second heap, and some of JAX's threads get it."""
+    done = subprocess.run([sys.executable, "-c", HEAPS, PROGRAMS[program]], capture_output=True, text=True, env={"JAX_PLATFORMS": "cpu"})
+    if done.stderr.endswith("not glibc\n"):
+        pytest.skip("the C library is not glibc")
+    assert done.stdout.splitlines()[-1] == "heaps 1", done.stderr
+    assert "nowhere" in done.stderr, "it should have got as far as looking for what it was given"

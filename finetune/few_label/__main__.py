@@ -2,10 +2,6 @@
 
 import sys
 
-from finetune.few_label.config import FewLabelConfig
-from finetune.few_label.study import run_study
-from jaxseg.compilation import use_cache
-from jaxseg.config import load_config
 from jaxseg.errors import JaxsegError
 from jaxseg.freed_memory import keep_freed_memory
 
@@ -15,8 +11,13 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m finetune.few_label CONFIG [--field value …]", file=sys.stderr)
         return 0 if arguments else 2
+    keep_freed_memory()
+    from finetune.few_label.config import FewLabelConfig
+    from finetune.few_label.study import run_study
+    from jaxseg.compilation import use_cache
+    from jaxseg.config import load_config
+
     try:
-        keep_freed_memory()
         use_cache()
         config = load_config(arguments[0], "few_label", FewLabelConfig, arguments[1:])
         results = run_study(config)

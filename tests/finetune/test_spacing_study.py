@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from finetune.few_label.config import FewLabelConfig
-from finetune.few_label.spacing import main, run_spacings
+from finetune.few_label.spacing.__main__ import main
+from finetune.few_label.spacing.study import run_spacings
 from jaxseg.data.store import open_store
 from jaxseg.errors import ConfigError
 from jaxseg.files import read_json

@@ -1,4 +1,4 @@
-"""`python -m finetune.few_label.spacing CONFIG [--field value …]`: whether a pretraining at one spacing still pays on the same scans at others.
+"""Whether a pretraining at one spacing still pays on the same scans at others. Called by `python -m finetune.few_label.spacing`.
 
 For each of `config.spacings` the scans are prepared again in voxels of that edge, and the study runs there: same split, cells, arms and test
 cases, the pretraining as it is. Every spacing is a study of its own in `OUT/SPACING_mm`, filled in and resumed like any other.
@@ -6,19 +6,15 @@ cases, the pretraining as it is. Every spacing is a study of its own in `OUT/SPA
 
 import dataclasses
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from finetune.few_label.config import FewLabelConfig
 from finetune.few_label.study import Results, keep_own_split, run_study
-from jaxseg.compilation import use_cache
-from jaxseg.config import load_config
 from jaxseg.data.catalog import open_store
-from jaxseg.errors import ConfigError, JaxsegError
+from jaxseg.errors import ConfigError
 from jaxseg.files import write_json, write_text
-from jaxseg.freed_memory import keep_freed_memory
 from jaxseg.prepare import NAMES, Wishes, prepare_folder
 
 ARMS = ("scratch", "pretrained")
@@ -89,23 +85,3 @@ def as_table(content: dict[str, Any]) -> str:
         lines.append(f"| {row['spacing']:g} | {row['arm']} | {row['labels']} | {difference} | {row['p']:.2g} | {row['runs']} |")
     lines += [] if content["rows"] else ["| | | | not measured | | |"]
     return "\n".join(lines) + "\n"
-
-
-def main(arguments: list[str]) -> int:
-    """Run the test and print its table; exit codes as those of the study."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m finetune.few_label.spacing CONFIG [--field value …]", file=sys.stderr)
-        return 0 if arguments else 2
-    try:
-        keep_freed_memory()
-        use_cache()
-        content = run_spacings(load_config(arguments[0], "few_label", FewLabelConfig, arguments[1:]))
-    except JaxsegError as error:
-        print(f"few_label.spacing: error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(as_table(content))
-    return 3 if content["failures"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
