@@ -26,7 +26,9 @@ def plan_config(plan: Plan, store: Path, out: Path, init: Path | None) -> Finetu
         batch=plan.finetune_batch,
         loss=LossConfig(batch_dice=True),
         augment=Augment.light(),
-        optim=OptimConfig(lr=plan.finetune_lr, warmup=plan.finetune_steps // 10, layer_decay=plan.layer_decay if init else 1.0),
+        optim=OptimConfig(
+            muon=plan.muon, lr=plan.finetune_lr, warmup=plan.finetune_steps // 10, layer_decay=plan.layer_decay if init else 1.0
+        ),
         loop=LoopConfig(steps=plan.finetune_steps, save_every=max(25, plan.finetune_steps // 6), seed=plan.seed),
         seed=plan.seed,
     )

@@ -32,6 +32,7 @@ class Plan:
         pretrain_steps, pretrain_batch, pretrain_lr, finetune_steps, finetune_batch, finetune_lr: the two runs.
         feature, stride: of the UNETR's convolutional path.
         layer_decay: of the learning rate of a pretrained encoder; one that starts from scratch learns everywhere alike.
+        muon: both runs learn by Muon (`jaxseg.train.OptimConfig.muon`), with these learning rates; AdamW where not, as plans from before it existed.
         minutes, seed: what was asked for.
         objective: of the pretraining: "mae", or "lesions", of which the whole network is taken and which half of the time is for.
         signal: what is known of the signal of the lesions looked for, by channel, see `pretrain.implants.Lesions`: how far margin, living and dead
@@ -55,6 +56,7 @@ class Plan:
     layer_decay: float
     minutes: float
     seed: int
+    muon: bool = False
     objective: Literal["mae", "lesions"] = "mae"
     signal: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
@@ -103,8 +105,9 @@ def make_plan(
         pretrain_batch=_multiple(6 if lesions else 8, devices),
         finetune_steps=max(20, round(minutes * (LESION_FINETUNE_STEPS if lesions else FINETUNE_STEPS))),
         finetune_batch=_multiple(4, devices),
-        pretrain_lr=1.5e-3 if lesions else 1e-3,
-        finetune_lr=1.5e-3 if lesions else 2e-3,
+        pretrain_lr=1.5e-3 if lesions else 2e-3,
+        finetune_lr=1.5e-3 if lesions else 5e-3,
+        muon=not lesions,
         feature=16,
         stride=2,
         layer_decay=1.0 if lesions else 0.75,

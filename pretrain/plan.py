@@ -24,7 +24,7 @@ def plan_config(plan: Plan, store: Path, out: Path) -> PretrainConfig:
         model=MAEConfig(encoder=encoder, decoder_width=96, decoder_depth=2, decoder_heads=3, predict=0.5),
         batch=plan.pretrain_batch,
         augment=Augment.light(),
-        optim=OptimConfig(lr=plan.pretrain_lr, warmup=plan.pretrain_steps // 20),
+        optim=OptimConfig(muon=plan.muon, lr=plan.pretrain_lr, warmup=plan.pretrain_steps // 20),
         loop=LoopConfig(steps=plan.pretrain_steps, save_every=max(50, plan.pretrain_steps // 8), seed=plan.seed),
         seed=plan.seed,
         lesions=_lesions(plan) if plan.objective == "lesions" else None,

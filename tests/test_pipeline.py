@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import jaxseg
+from finetune import plan as finetune_plan
 from jaxseg.cli import _trainers, main
+from jaxseg.config import as_json
 from jaxseg.data.cases import find_cases
 from jaxseg.data.io import save_volume
 from jaxseg.data.preprocess import Recipe
@@ -18,7 +21,8 @@ from jaxseg.errors import ConfigError, InputError
 from jaxseg.files import write_json
 from jaxseg.job_report import draw_report
 from jaxseg.pipeline import MainJob, Trainers, _read_inputs, _same_channels, run_main_job
-from jaxseg.plan import make_plan
+from jaxseg.plan import Plan, make_plan
+from pretrain import plan as pretrain_plan
 from pretrain.implants import Lesions
 from tests.tiny_store import write_scans
 
@@ -186,6 +190,15 @@ def test_a_signal_needs_artificial_lesions_and_channels_that_are_there():
         make_plan(recipe, minutes=1, seed=0, signal={"T1": (1.0, 0.0, 0.0)})
     with pytest.raises(ConfigError, match="--signal names T9; the scans' channels are T1, T2"):
         make_plan(recipe, minutes=1, seed=0, objective="lesions", signal={"T9": (1.0, 0.0, 0.0)})
+
+
+def test_lesions_and_plans_from_before_muon_learn_by_adamw():
+    recipe = Recipe(channels=("T1", "T2"), spacing=(3.0, 3.0, 3.0), intensity=("zscore", "zscore"))
+    plan = make_plan(recipe, minutes=1, seed=0)
+    old = Plan.from_json({name: value for name, value in as_json(plan).items() if name != "muon"})
+    for each, muon in ((plan, True), (old, False), (make_plan(recipe, minutes=1, seed=0, objective="lesions"), False)):
+        assert pretrain_plan.plan_config(each, Path("store"), Path("out")).optim.muon is muon
+        assert finetune_plan.plan_config(each, Path("store"), Path("out"), None).optim.muon is muon
 
 
 @pytest.mark.slow

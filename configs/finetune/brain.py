@@ -2,8 +2,8 @@
 
 jaxseg finetune brain --store runs/brain/store --init runs/brain/mae --labels 5 --out runs/brain/finetune
 
-With five labels (DLMUSE), over two draws: 0.862 with the encoder and 0.838 from scratch; 20 minutes on one core. On draw 0 scratch with about the
-operations of the pretraining on top (3100 steps) is level with it, 0.858. docs/results.md, "Brain".
+From scratch and with the encoder (DLMUSE labels, draw 0): 0.828 and 0.875 with five labels, 0.849 and 0.884 with ten; 16 minutes on one core.
+docs/results.md, "Brain".
 """
 
 from pathlib import Path
