@@ -8,6 +8,7 @@ from jaxseg.cli_arguments import make_parser
 from jaxseg.errors import ConfigError, InputError, JaxsegError, Preempted
 from jaxseg.freed_memory import keep_freed_memory
 
+_COMPUTING = ("demo", "run", "pretrain", "finetune", "segment")  # what trains or segments
 PARTIAL = 3  # the exit code of a run that finished with some inputs left out
 
 
@@ -22,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     if getattr(known, "fields", False):
         rest = ["--help"]
+    if known.verb in _COMPUTING:
+        keep_freed_memory()  # before what the verb imports starts a thread
     try:
         return _CALLS[known.verb](known, rest) or 0
     except JaxsegError as error:
@@ -39,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call_demo(known, _rest) -> int:
-    keep_freed_memory()
     from jaxseg.compilation import use_cache
     from jaxseg.demo import run_demo
 
@@ -49,7 +51,6 @@ def _call_demo(known, _rest) -> int:
 
 
 def _call_run(known, _rest) -> int:
-    keep_freed_memory()
     from jaxseg.compilation import use_cache
     from jaxseg.pipeline import MainJob, run_main_job
 
@@ -203,7 +204,6 @@ def _join_processes() -> None:
 
 
 def _call_pretrain(known, rest) -> int:
-    keep_freed_memory()
     from jaxseg.compilation import use_cache
     from jaxseg.config import load_config
     from pretrain.config import PretrainConfig
@@ -216,7 +216,6 @@ def _call_pretrain(known, rest) -> int:
 
 
 def _call_finetune(known, rest) -> int:
-    keep_freed_memory()
     from finetune.config import FinetuneConfig
     from finetune.train import finetune
     from jaxseg.compilation import use_cache
@@ -229,7 +228,6 @@ def _call_finetune(known, rest) -> int:
 
 
 def _call_segment(known, _rest) -> int:
-    keep_freed_memory()
     from jaxseg.compilation import use_cache
     from jaxseg.infer.folder import segment_folder
     from jaxseg.progress import bar

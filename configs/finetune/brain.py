@@ -2,8 +2,8 @@
 
 jaxseg finetune brain --store runs/brain/store --init runs/brain/mae --labels 5 --out runs/brain/finetune
 
-From scratch and with the encoder (DLMUSE labels, draw 0): 0.828 and 0.875 with five labels, 0.849 and 0.884 with ten; 16 minutes on one core.
-docs/results.md, "Brain".
+From scratch and with the encoder (DLMUSE labels, draw 0): 0.746 and 0.835 with one label, 0.828 and 0.875 with five, 0.849 and 0.884 with ten.
+About 20 minutes on one core. docs/results.md, "Brain".
 """
 
 from pathlib import Path
