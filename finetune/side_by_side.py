@@ -83,7 +83,7 @@ def finetune_side_by_side(runs: Sequence[Run], folder: str | Path, *, progress: 
         state = layout.place(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
         step = stacked_step(training_step(first, graph_of(model), classes, optimizer), len(runs))
         loaders = [crop_loader(run.settings, used, (), crop_of(model)) for run, used in zip(runs, sources)]
-        loader = StackedLoader(loaders, [run.settings.loop.seed for run in runs], jax.local_device_count())
+        loader = StackedLoader(loaders, [run.settings.loop.seeded(run.settings.seed).seed for run in runs], jax.local_device_count())
         state = layout.host(fit(step, state, loader, layout, together, first.loop, schedule=learning_rate(optim), progress=progress))
         position, lines = loader.get_state(), read_log(together.log.path)
         for place, (run, config) in enumerate(zip(runs, configs)):

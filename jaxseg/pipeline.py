@@ -142,7 +142,7 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
 def _remember(job: MainJob) -> None:
     """Refuse to mix two jobs in one folder: what a stage left there would be kept although it belongs to other settings.
 
-    Until something was trained the settings may be set right: index and store know by themselves what changed, and the plan is made again.
+    Until something was trained, settings and scans may be set right: index and store know by themselves what changed, and the plan is made again.
     """
     path, wanted = (
         job.out / "job.json",
@@ -155,7 +155,7 @@ def _remember(job: MainJob) -> None:
     # A setting that did not exist when the job began meant what is now its default.
     before = {field.name: _plain(field.default) for field in dataclasses.fields(job) if field.name not in _NOT_REMEMBERED} | before
     changed = [f"{name}: {before[name]} then, {value} now" for name, value in wanted.items() if before[name] != value]
-    if changed and not _has_trained(job.out):
+    if not _has_trained(job.out):
         (job.out / "plan.json").unlink(missing_ok=True)
         write_json(path, wanted)
     elif changed:

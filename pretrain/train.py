@@ -85,7 +85,7 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
             watched.append(make_probe(graph, config.probe, model_config.encoder, store.recipe.channels))
         if config.pictures.keep and isinstance(abstract, MaskedModel):
             watched.append(make_pictures(graph, config.pictures, store, names, model_config.encoder, run.path))
-        loop = evaluated(config.loop, config.probe)
+        loop = evaluated(config.loop, config.probe).seeded(config.seed)
         state = fit(
             step, state, loader, layout, run, loop, evaluate=together(watched, layout), schedule=learning_rate(optim), progress=progress
         )

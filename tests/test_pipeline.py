@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from finetune import plan as finetune_plan
 from jaxseg.cli import _trainers, main
 from jaxseg.config import as_json
 from jaxseg.data.cases import find_cases
-from jaxseg.data.io import save_volume
+from jaxseg.data.io import load_volume, save_volume
 from jaxseg.data.preprocess import Recipe
 from jaxseg.data.store import open_store
 from jaxseg.data.volume import Volume, resample_to_spacing
@@ -255,6 +256,34 @@ def test_settings_may_be_set_right_until_something_was_trained(tmp_path):
         run_main_job(dataclasses.replace(right, labels=1), trainers)
     with pytest.raises(Reached):
         run_main_job(right, trainers)
+
+
+def test_scans_may_be_set_right_until_something_was_trained(tmp_path):
+    """The same command after the folders have changed: spacing and labels are those of the scans that are there now."""
+
+    class Reached(Exception):
+        pass
+
+    def pretrain(plan, store, out):
+        reached.append(plan)
+        raise Reached
+
+    reached: list[Any] = []
+    trainers = Trainers(pretrain=pretrain, finetune=pretrain)
+    job = MainJob(
+        unlabelled=write_scans(tmp_path / "unlabelled", count=2, labelled=False, seed=1),
+        labelled=write_scans(tmp_path / "labelled", count=3),
+        out=tmp_path / "out",
+        labels=2,
+        minutes=0.01,
+    )
+    for values in ({"label_1": 1}, {"label_1": 1, "label_2": 2}):
+        with pytest.raises(Reached):
+            run_main_job(job, trainers)
+        assert reached[-1].recipe.labels == values and len(open_store(job.out / "store" / "labelled").names) == 3
+        label = load_volume(tmp_path / "labelled/case_0/seg.nii.gz", channels=["label"])
+        label.array[:2] = 2
+        save_volume(dataclasses.replace(label, array=label.array.astype(np.uint8)), tmp_path / "labelled/case_0/seg.nii.gz")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from jaxseg.data.archive.table import Index, metadata
 from jaxseg.data.bids import patient_of_bids
 from jaxseg.data.cases import Case
 from jaxseg.data.catalog import Store
-from jaxseg.data.fingerprint import BYTES, unpack
+from jaxseg.data.fingerprint import split, unpack
 from jaxseg.data.staging import content_of
 from jaxseg.errors import InputError
 
@@ -95,7 +95,7 @@ def scans_of_index(index: Index) -> list[Scan]:
             continue
         owner = owner_of(Path(row["path"]), roots[row["root"]]).patient
         names = {row["patient"]} | ({owner, patient_key(owner)} if patient_key(owner, about["salt"]) == row["patient"] else set())
-        looks = (row["perceptual"],) if row["perceptual"] else ()
+        looks = split(row["perceptual"] or b"")
         scans.append(Scan(f"row {number} (patient {row['patient']})", frozenset(names), _set(row["sha256"], row["voxel_hash"]), looks))
     return scans
 
@@ -177,9 +177,9 @@ def _known_by(patient: str) -> set[str]:
 
 
 def _from_content(name: str, patients: set[str], content: dict[str, Any], hashes: list[str]) -> Scan:
-    looks = [base64.b64decode(look) for look in content.get("looks", ())]
+    looks = [look for joined in content.get("looks", ()) for look in split(base64.b64decode(joined))]
     known = _set(*content.get("sha256", ()), *content.get("voxels", ()), *hashes)
-    return Scan(name, frozenset(patients), known, tuple(look for look in looks if len(look) == BYTES))
+    return Scan(name, frozenset(patients), known, tuple(looks))
 
 
 def _set(*values: str | None) -> frozenset[str]:

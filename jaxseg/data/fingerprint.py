@@ -43,6 +43,19 @@ def fingerprint(array: Shaped[np.ndarray, "x y z"], spacing: tuple[float, float,
     return _pack(waves.transpose(np.argsort(axes)), extents)
 
 
+def fingerprints(array: Shaped[np.ndarray, "x y z c"], spacing: tuple[float, float, float]) -> bytes | None:
+    """The fingerprints of all channels that have one, joined: a channel of this file may be a file of its own elsewhere. None where none has."""
+    found = (fingerprint(array[..., channel], spacing) for channel in range(array.shape[3]))
+    return b"".join(look for look in found if look is not None) or None
+
+
+def split(joined: bytes) -> tuple[bytes, ...]:
+    """The fingerprints that `fingerprints` joined; () of what no version of this library can have written."""
+    if len(joined) % BYTES:
+        return ()
+    return tuple(joined[start : start + BYTES] for start in range(0, len(joined), BYTES))
+
+
 def unpack(fingerprints: list[bytes]) -> tuple[Float[np.ndarray, "n w"], Float[np.ndarray, "n 3"]]:
     """(unit vectors, extents in mm) of fingerprints; the scalar product of two vectors is their likeness, from −1 to 1."""
     raw = np.frombuffer(b"".join(fingerprints), np.uint8).reshape(len(fingerprints), BYTES)

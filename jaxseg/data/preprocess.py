@@ -24,7 +24,7 @@ from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file
 from jaxseg.data.skull import brain_mask
 from jaxseg.data.stacking import channels_of, load_case, stack_case, stack_loaded
 from jaxseg.data.volume import Grid, Volume, to_ras
-from jaxseg.data.working_grid import body_on, place, resampled
+from jaxseg.data.working_grid import Placed, body_on, place, resampled
 from jaxseg.errors import GeometryError, InputError, ShapeError
 
 __all__ = ["Prepared", "Recipe", "apply_recipe", "check_label", "guess_recipe", "learn_scales", "load_case", "prepare_case"]
@@ -55,6 +55,9 @@ def prepare_case(case: Case, recipe: Recipe) -> Prepared:
     Raises:
         InputError: a file cannot be read, the case has none of the channels, or its label has values that the recipe does not name.
         GeometryError: the label lies on no channel's grid, or a mask of anonymised voxels lies beside the scan.
+
+    A constant channel becomes 0 with a warning, and is named in `info["constant"]`; a case without a label all of whose channels are constant is
+    an InputError.
     """
     volumes = load_case(case, recipe.channels)
     label = load_label(case.label) if case.label is not None and recipe.labels else None
@@ -65,12 +68,20 @@ def prepare_case(case: Case, recipe: Recipe) -> Prepared:
         stacked = stack_loaded(case, volumes, recipe, on=reference)
         if not recipe.defaced:
             volumes = []  # of several channels, a second copy of all
-        image, mask, grid, present, found = _apply(stacked, recipe, mapped)
+        placed, present = _apply(stacked, recipe, mapped)
     except ShapeError as error:
         raise InputError(f"case {case.id}: {error}") from None
     original = stacked.grid.describe()
     del stacked  # as large as what was made of it
+    image, mask, grid, found = placed.image, placed.mask, placed.grid, placed.label
+    if mapped is None and len(placed.constant) == present.sum():
+        raise InputError(
+            f"case {case.id}: every voxel has the same value ({', '.join(placed.constant)}): there is nothing to learn from it"
+        )
+    _warn_of(f"case {case.id}", placed.constant)
     info: dict[str, Any] = {"original": original, "body_ml": round(float(mask.sum() * grid.voxel_volume_ml), 2)}
+    if placed.constant:
+        info["constant"] = list(placed.constant)
     if mapped is not None and found is not None:
         info["label_ml"] = {str(value): _millilitres(mapped.array, i + 1, mapped.grid) for i, value in enumerate(recipe.values)}
         info["label_ml_prepared"] = {str(value): _millilitres(found, i + 1, grid) for i, value in enumerate(recipe.values)}
@@ -133,17 +144,20 @@ def apply_recipe(
     Raises:
         ShapeError: the scan has channels that the recipe does not know, or none that it does, or a lone one of another modality.
     """
-    image, mask, grid, present, _ = _apply(volume, recipe, None)
-    return image, mask, grid, present
+    placed, present = _apply(volume, recipe, None)
+    _warn_of(_name(volume), placed.constant)
+    return placed.image, placed.mask, placed.grid, present
 
 
-def _apply(volume: Volume, recipe: Recipe, label: Volume | None):
+def _apply(volume: Volume, recipe: Recipe, label: Volume | None) -> tuple[Placed, Bool[np.ndarray, " c"]]:
     scan, places = _oriented(volume, recipe)
     placed = place(scan, places, lambda: _body(scan, places, recipe), label, recipe)
-    for channel in placed.constant:
-        warnings.warn(f"{_name(volume)}: channel {channel} is constant; it becomes 0 everywhere", stacklevel=3)
-    present = np.array([number in places for number in range(len(recipe.channels))])
-    return placed.image, placed.mask, placed.grid, present, placed.label
+    return placed, np.array([number in places for number in range(len(recipe.channels))])
+
+
+def _warn_of(name: str, constant: Sequence[str]) -> None:
+    for channel in constant:
+        warnings.warn(f"{name}: channel {channel} is constant; it becomes 0 everywhere", stacklevel=3)
 
 
 def learn_scales(cases: Sequence[Case], recipe: Recipe, channels: Sequence[str], *, sample: int = 32) -> Recipe:

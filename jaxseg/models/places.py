@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from jaxseg.errors import ConfigError
+from jaxseg.errors import ShapeError
 from jaxseg.models.positions import Triple
 from jaxseg.models.projected import ProjectedViT, cut_parts
 from jaxseg.models.vit import ViTConfig
@@ -17,19 +17,12 @@ from jaxseg.models.vit import ViTConfig
 
 @dataclasses.dataclass(frozen=True)
 class PlacesConfig:
-    """An encoder, whose crop is cut into two parts along each axis, and the width of the features that are compared."""
+    """An encoder, and the width of the features that are compared. Samples are cut in two along each axis, so they hold an even number of tokens."""
 
     VARIANTS: ClassVar[dict[str, str]] = {}
 
     encoder: ViTConfig = dataclasses.field(default_factory=ViTConfig)
     projection: int = 128
-
-    def __post_init__(self) -> None:
-        if any(n % 2 for n in self.encoder.grid):
-            raise ConfigError(
-                f"a crop of {self.encoder.crop} voxels has {self.encoder.grid} tokens, which do not split in two along every axis: "
-                "change crop or token"
-            )
 
 
 class Places(ProjectedViT):
@@ -57,9 +50,11 @@ class Places(ProjectedViT):
         "position" is equation 3, -log(1 - |overlap - likeness|), of the random part with each of the grid, whose features get no gradient from it;
         "apart" is equation 5's mean over each two parts of the grid, of the likeness squared, which keeps features from being all one. Likeness is
         the cosine where it is positive, else 0, and squared in "apart", as in the authors' code. Their sum is the paper's loss. Air has no place:
-        parts without a voxel of `mask` do not count.
+        parts without a voxel of `mask` do not count. ShapeError if the tokens do not split in two.
         """
-        self.encoder.grid_of(x)
+        grid = self.encoder.grid_of(x)
+        if any(n % 2 for n in grid):
+            raise ShapeError(f"a sample of {x.shape[1:4]} voxels has {grid} tokens, which do not split in two along every axis")
         side = tuple(n // 2 for n in x.shape[1:4])
         origin = draw_origins(keys, side)
         places = [origin, *(jnp.broadcast_to(jnp.asarray(corner), origin.shape) for corner in grid_corners(side))]

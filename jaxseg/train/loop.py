@@ -4,6 +4,7 @@ The rules of resuming: (1) the last finished, undamaged checkpoint counts; (2) t
 *trained on*; (3) the log forgets what came later; (4) the result is equal to the bit to a run that was not stopped. Called by
 pretraining and fine-tuning."""
 
+import dataclasses
 import os
 import signal
 import threading
@@ -40,7 +41,8 @@ class LoopConfig:
         steps: of the whole run.
         evaluate_every: calls `evaluate`; also after the last step.
         save_every: checkpoints; one more is always made at the end.
-        seed: of the run's random key; the loader has its own.
+        seed: of the run's random key (masks, augmentation, drop path); 0 takes the seed that the whole config has (`seeded`). The loader has
+            its own.
         best: the number of `evaluate` whose best checkpoint is kept, and whether more or less of it is better.
         max_skips: so many non-finite steps in a row make the run go back to its last checkpoint, once, and the next time stop.
     """
@@ -57,6 +59,10 @@ class LoopConfig:
     def __post_init__(self):
         if self.steps < 0 or self.log_every < 1 or self.max_skips < 1 or self.save_every < 0 or self.evaluate_every < 0:
             raise ConfigError(f"need log_every and max_skips of 1 or more and no negative number of steps; found {self}")
+
+    def seeded(self, seed: int) -> "LoopConfig":
+        """With `seed` where it has none of its own."""
+        return self if self.seed else dataclasses.replace(self, seed=seed)
 
 
 class Loader(Protocol):

@@ -9,6 +9,7 @@ from typing import Any
 from flax import nnx
 
 from jaxseg.data.augment import Augment, augment
+from jaxseg.errors import ConfigError
 from jaxseg.models import MAEConfig
 from jaxseg.models.places import PlacesConfig
 from jaxseg.train.step import Loss
@@ -16,7 +17,14 @@ from pretrain.objectives.objective import Contrast, Objective
 
 
 def network(model: MAEConfig, contrast: Contrast) -> PlacesConfig:
-    """The same encoder; there is nothing to mask or decode."""
+    """The same encoder; there is nothing to mask or decode. ConfigError if what is loaded of a scan has no two halves along every axis."""
+    loaded = contrast.loaded(model.encoder)
+    tokens = tuple(side // size for side, size in zip(loaded, model.encoder.token))
+    if any(count % 2 for count in tokens):
+        raise ConfigError(
+            f"a sample of {loaded} voxels has {tokens} tokens, which do not split in two along every axis: change model.encoder.crop or token, or set "
+            "contrast.region, which rounds up to an even number (1 loads one token more)"
+        )
     return PlacesConfig(encoder=model.encoder, projection=contrast.projection)
 
 

@@ -108,6 +108,27 @@ def test_two_indexes_with_different_salts_are_compared_by_content_and_patient(tw
     assert counts["near copy"] >= 2 and counts["same content"] == 0 and json.loads((tmp_path / "found.json").read_text())["overlaps"]
 
 
+def test_a_channel_of_a_4d_file_is_known_where_it_is_a_file_of_its_own(heads, tmp_path):
+    affine, shape = np.diag([3.0, 3, 3, 1]), np.max([head.shape for head in heads], 0)
+    heads = [np.pad(head, [(0, most - n) for n, most in zip(head.shape, shape)]) for head in heads]
+    for name, pair in (("a", heads[0:2]), ("b", heads[2:4])):
+        save_volume(Volume(np.stack(pair, -1).astype(np.float32), affine, ("FLAIR", "T1")), tmp_path / f"four/imagesTr/{name}.nii.gz")
+        save_volume(Volume(np.ones((*shape, 1), np.uint8), affine, ("label",)), tmp_path / f"four/labelsTr/{name}.nii.gz")
+    told = {"modality": {"0": "FLAIR", "1": "T1"}, "labels": {"0": "background", "1": "head"}, "numTraining": 2}
+    listed = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in "ab"]
+    (tmp_path / "four/dataset.json").write_text(json.dumps({**told, "training": listed, "test": []}))
+    for name, head in (("known", heads[3]), ("stranger", heads[4])):
+        save_volume(Volume(head[..., None].astype(np.float32), affine, ("T1",)), tmp_path / f"one/{name}/T1.nii.gz")
+    for name in ("four", "one"):
+        index_archive(tmp_path / name, tmp_path / f"index {name}")
+    for one, other in (("four", "one"), ("one", "four")):
+        found = audit(tmp_path / f"index {one}", tmp_path / f"index {other}")
+        assert found.counts()["near copy"] == 1 and found.found[0].likeness == pytest.approx(1, abs=1e-3)
+    seen = scans_of_store(prepare_folder(tmp_path / "four", tmp_path / "store"))
+    with pytest.raises(ConfigError, match=r"has seen 1 of the 2 test cases \(known\)"):
+        refuse_overlap(seen, scans_of_cases(find_cases(tmp_path / "one")), "test cases")
+
+
 def test_an_index_and_itself_share_every_image(two, tmp_path):
     index_archive(two / "one", tmp_path / "one")
     assert audit(tmp_path / "one", tmp_path / "one").counts()["same content"] == 6

@@ -170,6 +170,18 @@ def test_a_constant_scan_becomes_zero_with_a_warning():
     assert (image == 0).all() and mask.all()
 
 
+def test_a_constant_channel_is_named_with_its_case_and_a_case_of_nothing_else_is_left_out(case, tmp_path):
+    flat = save_volume(Volume(np.full((*GRID.shape, 1), 7, np.float32), GRID.affine, ("T2",)), tmp_path / "flat.nii.gz")
+    sound = next(iter(case.images.values()))
+    both = recipe(channels=("T1", "T2"), intensity=("zscore", "zscore"))
+    with pytest.warns(UserWarning, match="case p1: channel T2 is constant"):
+        assert prepare_case(Case("p1", {"T1": sound, "T2": flat}, None), both).info["constant"] == ["T2"]
+    with pytest.raises(InputError, match=r"case p1: every voxel has the same value \(T2\)"):
+        prepare_case(Case("p1", {"T2": flat}, None), both)
+    with pytest.warns(UserWarning, match="channel T2 is constant"):
+        prepare_case(Case("p1", {"T2": flat}, case.label), both)
+
+
 @pytest.mark.parametrize(("air", "noise"), [(0.0, 0.0), (-355.0, 0.0), (900.0, 0.0), (0.0, 4.0)])
 def test_the_body_is_found_whatever_the_air_is(air, noise):
     plane = head(GRID, air=air, noise=noise).array[..., 0]

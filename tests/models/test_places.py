@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxseg.errors import ConfigError
+from jaxseg.errors import ShapeError
 from jaxseg.models import ViTConfig
 from jaxseg.models.places import Places, PlacesConfig, draw_origins, grid_corners, overlaps
 from jaxseg.models.projected import cut_parts
@@ -47,6 +47,7 @@ def test_the_losses_are_equations_3_and_5_of_the_paper(monkeypatch):
         assert float(terms[name][1]) == len(values)
 
 
-def test_a_crop_that_does_not_split_in_two_is_refused():
-    with pytest.raises(ConfigError, match="do not split in two"):
-        PlacesConfig(encoder=ViTConfig(crop=(24, 16, 16), token=(8, 8, 8), width=24, heads=2))
+def test_a_sample_that_does_not_split_in_two_is_refused():
+    model = Places(PlacesConfig(encoder=ViTConfig(crop=(24, 16, 16), token=(8, 8, 8), width=24, depth=1, heads=2)), rngs=nnx.Rngs(0))
+    with pytest.raises(ShapeError, match="do not split in two"):
+        model.loss(jnp.zeros((1, 24, 16, 16, 1)), jnp.ones((1, 24, 16, 16)), None, jax.random.split(jax.random.key(0), 1))

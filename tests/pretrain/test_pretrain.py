@@ -18,7 +18,7 @@ from jaxseg.train import LoopConfig, OptimConfig, QuietProgress
 from jaxseg.zoo import load_model
 from pretrain import train
 from pretrain.config import PretrainConfig
-from pretrain.objectives import Contrast
+from pretrain.objectives import OBJECTIVES, Contrast
 from pretrain.pictures import PictureConfig
 from pretrain.train import pretrain
 from tests.stop_after import StopAfter
@@ -84,6 +84,31 @@ def test_views_may_be_crops_of_a_scan_and_not_parts_of_one_crop(store, tmp_path,
     assert set(loaded) == {(16, 16, 16)} and set(parts) == {((16, 16, 16), (8, 8, 8))}
     with pytest.raises(ConfigError, match="contrast.region is 0.5"):
         Contrast(region=0.5)
+
+
+def test_what_is_loaded_must_split_in_two_and_not_the_encoders_crop():
+    odd = dataclasses.replace(MODEL, encoder=dataclasses.replace(MODEL.encoder, crop=(12, 8, 8)))
+    with pytest.raises(ConfigError, match=r"\(3, 2, 2\) tokens, which do not split in two along every axis.*contrast.region"):
+        OBJECTIVES["contrastive"].network(odd, Contrast())
+    for region in (1.0, 2.0):
+        assert OBJECTIVES["contrastive"].network(odd, Contrast(region=region)).encoder == odd.encoder
+
+
+def test_the_seed_is_that_of_masks_and_augmentation_too(store, tmp_path, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def fit(step, state, loader, layout, run, loop, **options):
+        seeds.append(loop.seed)
+        raise Reached
+
+    seeds: list[int] = []
+    monkeypatch.setattr(train, "fit", fit)
+    for seed, own in ((0, 0), (3, 0), (3, 7)):
+        settings = config(store, tmp_path / f"{seed}{own}")
+        with pytest.raises(Reached):
+            pretrain(dataclasses.replace(settings, seed=seed, loop=dataclasses.replace(settings.loop, seed=own)), progress=QuietProgress())
+    assert seeds == [0, 3, 7]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped
 
 from jaxseg.data.archive.background import find_box
 from jaxseg.data.archive.turning import spacing_of, turned_to_ras
-from jaxseg.data.fingerprint import fingerprint, quantiles
+from jaxseg.data.fingerprint import fingerprints, quantiles
 from jaxseg.data.io.decoded import Decoded
 from jaxseg.data.volume import Volume
 
@@ -30,6 +30,7 @@ class Values:
         voxel_hash: see `voxel_hash`.
         nans, infinities: how many; the other numbers are None where there are any.
         wrapped: the share of neighbouring voxels, both not zero, that differ by more than half the range of their integer type.
+        perceptual: the fingerprints of all channels, one after the other (`jaxseg.data.fingerprint.split`).
     """
 
     voxel_hash: str
@@ -55,7 +56,7 @@ def examine(decoded: Decoded, *, image: bool) -> Values:
     bad = moments.nans + moments.infinities
     summary = dict.fromkeys(NAMES) if bad else _summary(stored, head.slope, head.inter, moments)
     spread = (moments.high - moments.low) / abs(head.slope) if not bad else 0.0
-    look = fingerprint(turned[..., 0], spacing_of(affine)) if image and not bad else None
+    look = fingerprints(turned, spacing_of(affine)) if image and not bad else None
     return Values(hashing.hexdigest(), moments.nans, moments.infinities, summary, wrapped_share(stored, spread) if image else 0.0, look)
 
 
