@@ -6,6 +6,7 @@ from typing import Any, Literal
 from finetune.semi.config import SemiConfig
 from jaxseg.config import as_json
 from jaxseg.data.augment import Augment
+from jaxseg.errors import ConfigError
 from jaxseg.models import UNETRConfig, UNETRPlusConfig
 from jaxseg.models.unet import UNetConfig
 from jaxseg.train import LoopConfig, OptimConfig
@@ -75,6 +76,10 @@ class FinetuneConfig:
     also: dict[str, float] = field(default_factory=dict)
     also_split: dict[str, str] = field(default_factory=dict)
     take: Literal["encoder", "network"] = "encoder"
+
+    def __post_init__(self) -> None:
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ConfigError(f"ema is {self.ema}: expected a decay from 0 to below 1 (0.999, say), or None for the last weights")
 
 
 _YOUNGER = ("label_every", "label_axis", "semi", "balanced", "also", "also_split", "take")

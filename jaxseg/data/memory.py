@@ -1,5 +1,6 @@
 """How much memory preparing a case will take, told from its headers before anything is loaded. Called by `staging`, which keeps within a limit."""
 
+import math
 import os
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from jaxseg.data.cases import Case
 from jaxseg.data.io import read_grid
 from jaxseg.data.recipe import Recipe
+from jaxseg.errors import ConfigError
 
 # Of float32 volumes of one channel, besides the scan as read and as stacked: what is filtered, masks, labels.
 _NATIVE = 2
@@ -33,7 +35,9 @@ def estimated_bytes(case: Case, recipe: Recipe) -> int:
 
 
 def memory_limit(gib: float | None) -> int:
-    """`gib` in bytes; by default four fifths of what the machine has free now (of all it has where it does not say)."""
+    """`gib` in bytes; by default four fifths of what the machine has free now (of all it has where it does not say). ConfigError unless it is positive."""
+    if gib is not None and not 0 < gib < math.inf:
+        raise ConfigError(f"memory_gib is {gib}: expected a positive number of GiB")
     if gib is not None:
         return round(gib * 2**30)
     name = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"

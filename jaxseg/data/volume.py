@@ -42,9 +42,9 @@ class Grid:
     @property
     def orientation(self) -> str:
         """The world direction that each voxel axis runs towards, as "RAS" or "PSR"."""
-        from nibabel.orientations import aff2axcodes
+        from nibabel.orientations import ornt2axcodes
 
-        return "".join(str(code) for code in aff2axcodes(self.affine))
+        return "".join(str(code) for code in ornt2axcodes(_orientation(self.affine)))
 
     def corners(self) -> Float[np.ndarray, "8 3"]:
         """World positions (mm) of the centres of the eight corner voxels."""
@@ -122,13 +122,44 @@ class Volume:
 
 def reorient_like(volume: Volume, affine: Float[np.ndarray, "4 4"]) -> Volume:
     """Permute and flip the axes of `volume` so that they run as those of `affine`; voxels keep their values and world positions."""
-    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
+    from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt_transform
 
-    change = ornt_transform(io_orientation(volume.affine), io_orientation(affine))
+    change = _same_axes(volume.affine, affine)
+    if change is None:
+        change = ornt_transform(_orientation(volume.affine), _orientation(affine))
     if np.array_equal(change, [[0, 1], [1, 1], [2, 1]]):
         return volume
     array = apply_orientation(volume.array, change)
     return replace(volume, array=array, affine=volume.affine @ inv_ornt_aff(change, volume.shape))
+
+
+def _orientation(affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "3 2"]:
+    """What `nibabel.orientations.io_orientation` says, but for axes at 45 degrees, which it assigns by the last digit of their cosines.
+
+    Axes turned by less than 1e-5 are the same here: the earlier voxel axis goes to the earlier world axis.
+    """
+    u, _, v = np.linalg.svd(_cosines(affine))
+    turned = np.round(u @ v, 5)
+    found = np.zeros((3, 2))
+    for axis in range(3):
+        world = int(np.argmax(np.abs(turned[:, axis])))
+        found[axis] = world, np.sign(turned[world, axis])
+        turned[world] = 0
+    return found
+
+
+def _same_axes(affine: Float[np.ndarray, "4 4"], other: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "3 2"] | None:
+    """The permutation and flips that make one affine's axes those of the other; None where they are not the same up to these."""
+    likeness = _cosines(affine).T @ _cosines(other)
+    turn = np.round(likeness)
+    if np.abs(likeness - turn).max() > 1e-3 or np.abs(turn @ turn.T - np.eye(3)).any():
+        return None
+    places = np.argmax(np.abs(turn), 1)
+    return np.stack([places, turn[np.arange(3), places]], 1)
+
+
+def _cosines(affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "3 3"]:
+    return affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
 
 
 def to_ras(volume: Volume) -> Volume:

@@ -23,7 +23,7 @@ BACKGROUND = "background"
 def segment(
     model: Model, volume: Volume, *, overlap: float = 0.5, batch: int = 1, allow_missing: bool = False, skip_air: bool = True
 ) -> Volume:
-    """Label map of a scan, `(x, y, z, 1)` uint8 (uint16 for values above 255), on the scan's grid with axes in RAS+ order.
+    """Label map of a scan, `(x, y, z, 1)` uint8 (uint16 for values above 255, int32 above 65535), on the scan's grid with axes in RAS+ order.
 
     Probabilities are resampled onto that grid linearly, one class at a time, and compared there. Labels have the values that the training
     labels had on disk. Regions are those above 0.5, written in the order of the card, later ones over earlier ones (see `region_values`).
@@ -36,9 +36,13 @@ def segment(
     grid = to_ras(volume).grid
     values = region_values(recipe) if recipe.regions else (0, *recipe.values)
     paint = _paint_regions if recipe.regions else _paint_classes
-    label = np.zeros(grid.shape, np.uint8 if max(values, default=0) < 256 else np.uint16)
+    label = np.zeros(grid.shape, _smallest_type(max(values, default=0)))
     paint(label, probabilities, grid, values)
     return Volume(label[..., None], grid.affine, ("label",), volume.source)
+
+
+def _smallest_type(value: int) -> type[np.integer]:
+    return next((kind for kind in (np.uint8, np.uint16) if value <= np.iinfo(kind).max), np.int32)
 
 
 def predict_probabilities(

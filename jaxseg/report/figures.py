@@ -45,7 +45,7 @@ def overlay_figure(
         _slice(axes, image, axis, centre, spacing, low, high)
         for (_, mask), colour in zip(masks.items(), colours):
             picture = _picture(mask, axis, centre)
-            if picture.any() and not picture.all():
+            if picture.any() and not picture.all() and min(picture.shape) > 1:
                 axes.contour(picture.astype(float), levels=[0.5], colors=[colour], linewidths=1.4)
         _letters(axes, corners)
         axes.set_title(plane, color="white", fontsize=9)

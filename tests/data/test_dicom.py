@@ -9,6 +9,7 @@ import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
 from jaxseg.data.io import find_scans, load_volume, read_grid
+from jaxseg.data.io.scans import files_of
 from jaxseg.errors import GeometryError, InputError, JaxsegError
 from tests.dicom_files import MR, PET, a_slice, dataset, enhanced, item, save, stack, to_bytes
 from tests.peers import import_peer
@@ -39,6 +40,8 @@ def test_slices_land_where_their_positions_say_whatever_names_and_numbers_say(tm
     assert read_grid(tmp_path).same_as(volume.grid, 1e-9)
     one_file = load_volume(tmp_path / "IM2", reorient=False)
     np.testing.assert_array_equal(one_file.array, volume.array)
+    (tmp_path / "notes.txt").write_text("no slice")
+    assert files_of(tmp_path / "IM2") == [tmp_path / f"IM{i}" for i in range(5)]  # what is kept for a scan must know of all of them
 
 
 def test_an_oblique_series_keeps_the_world_position_of_every_voxel(tmp_path):

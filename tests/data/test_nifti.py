@@ -336,6 +336,9 @@ def test_labels_keep_their_type_and_probabilities_are_not_rounded(write, tmp_pat
     assert saved.get_data_dtype() == np.float32
     np.testing.assert_array_equal(load_volume(tmp_path / "p.nii.gz").array, soft.array)
     assert nib.load(save_volume(Volume(label.array > 0, label.affine, ("b",)), tmp_path / "b.nii")).get_data_dtype() == np.uint8
+    for wrong in ("float16", "bool", "complex64"):
+        with pytest.raises(InputError, match=f"no numbers of type {wrong}"):
+            save_volume(volume, tmp_path / "x.nii", dtype=wrong)
     with pytest.raises(InputError, match="do not fit uint8"):
         save_volume(Volume(volume.array * 10, volume.affine, ("x",)), tmp_path / "x.nii", dtype="uint8")
 

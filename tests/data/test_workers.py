@@ -11,6 +11,7 @@ from jaxseg.data.recipe import Recipe
 from jaxseg.data.staging import Job
 from jaxseg.data.store import build_store
 from jaxseg.data.workers import _next, stage_all
+from jaxseg.errors import ConfigError
 from tests.tiny_store import write_scans
 
 RECIPE = Recipe(("T1", "T2"), (2.0, 2.0, 2.5), ("zscore", "zscore"), labels={"ball": 1})
@@ -54,6 +55,9 @@ def test_memory_is_told_from_headers_and_kept_to(tmp_path):
     assert _next(jobs, [], 2, needs, 5) is jobs[0] and _next(jobs[1:], jobs[:1], 2, needs, 5) is None
     assert _next(jobs[1:], jobs[:1], 2, needs, 8) is jobs[1] and _next(jobs[2:], jobs[:2], 2, needs, None) is None
     assert memory_limit(2) == 2 * 2**30 and memory_limit(None) > 2**20
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="memory_gib"):
+            memory_limit(wrong)
 
 
 def test_a_case_larger_than_the_limit_is_left_out_with_numbers(tmp_path):

@@ -163,3 +163,9 @@ def test_the_position_only_floor_knows_where_balls_are_on_average(store):
     """The balls lie within 3 voxels of the middle with a radius of 4, so a predictor of the middle scores well above nothing, below all."""
     floor = position_floor(open_store(store), ["case_0", "case_1"], ["case_2", "case_3"])
     assert 0.2 < floor["dice"] < 0.9
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0, float("nan")])
+def test_an_average_that_would_be_none_is_refused(decay):
+    with pytest.raises(ConfigError, match="ema is"):
+        FinetuneConfig(ema=decay)

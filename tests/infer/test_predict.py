@@ -102,6 +102,13 @@ def test_region_values_follow_the_order_given():
     assert predict.region_values(nested) == (2, 1, 3)
 
 
+@pytest.mark.parametrize(("value", "kind"), [(255, "uint8"), (256, "uint16"), (65535, "uint16"), (70000, "int32")])
+def test_labels_take_the_smallest_type_that_holds_their_values(tmp_path, value, kind):
+    path, truth = scan(tmp_path)
+    done = segment(model(Nearest(), labels={"outer": 7, "middle": 3, "inner": value}), load_volume(path, channels=["CT"]))
+    assert done.array.dtype == kind and done.array.max() == value and (truth == 3).any()
+
+
 def test_probabilities_lie_on_the_network_s_grid_and_add_up(tmp_path):
     path, _ = scan(tmp_path)
     result = predict_probabilities(model(Nearest(5.0), spacing=(2.0, 2.0, 2.0)), load_volume({"CT": path}), batch=3)

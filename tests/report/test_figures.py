@@ -68,6 +68,13 @@ def test_an_empty_prediction_and_a_constant_scan_are_drawn():
     pixels(overlay_figure(scan, {"truth": np.zeros(scan.shape, bool), "model": np.ones(scan.shape, bool)}, (1, 1, 3)))
 
 
+def test_a_scan_of_one_slice_is_drawn_with_its_mask():
+    scan = np.random.default_rng(0).uniform(0, 1, (8, 9, 1)).astype(np.float32)
+    mask = np.zeros(scan.shape, bool)
+    mask[2:5, 2:5] = True
+    assert near(first_panel(overlay_figure(scan, {"truth": mask}, (1, 1, 3), title="x")), TRUTH).any()
+
+
 def test_curves_and_scores_are_drawn_the_same_every_time():
     curves = {"pretrained": [(0, 1.0), (10, 0.5)], "scratch": [(0, 1.2), (10, 0.9)], "not run": []}
     scores = {"pretrained": {"a": 0.8, "b": 0.6}, "scratch": {"a": 0.5, "b": 0.65}}

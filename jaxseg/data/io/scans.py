@@ -93,7 +93,8 @@ def find_scans(root: Path, rules: Rules | None = None) -> Iterator[ScanRef]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Every file that the scan at a path consists of, in order: all below a folder; or the file itself with those that its header names."""
+    """Every file that the scan at a path consists of, in order: all below a folder; those beside a slice of DICOM; or the file itself with
+    those that its header names."""
     lower = path.name.lower()
     if path.is_dir():
         return sorted(part for part in path.rglob("*") if part.is_file())
@@ -101,7 +102,17 @@ def files_of(path: Path) -> list[Path]:
         return list(_pair(path)) or [path]
     if lower.endswith((".nhdr", ".mhd")):
         return list(_with_companions(path, "NRRD" if lower.endswith(".nhdr") else "MetaImage").files)
+    if path.is_file() and _is_slice(path):
+        return dicom.beside(path)
     return [path]
+
+
+def _is_slice(path: Path) -> bool:
+    """Whether the file is DICOM and no segmentation: the scan at its path is the whole series beside it."""
+    try:
+        return format_of(path) == "DICOM" and not dicom_seg.is_segmentation(path, Rules())
+    except InputError:
+        return False
 
 
 def joined(refs: Sequence[ScanRef]) -> ScanRef:

@@ -46,6 +46,8 @@ def save_volume(volume: Volume, path: str | Path, *, like: Source | None = None,
 
 
 def _cast(array: np.ndarray, dtype: np.dtype, path: Path) -> np.ndarray:
+    if dtype.kind not in "iuf" or dtype == np.float16:
+        raise InputError(f"{path}: NIfTI has no numbers of type {dtype.name}; choose float32, uint8 or another type of integers")
     if dtype.kind in "iu":
         rounded = np.round(array) if array.dtype.kind == "f" else array
         info = np.iinfo(dtype)

@@ -62,7 +62,7 @@ def choose_series(path: Path, rules: Rules, key: str | None) -> Series:
         need_pydicom()
         own = group_files([path], rules)
         multi = any(len(series.frames) > 1 or series.reason for series in own)
-        found = own if multi else [s for s in group_files(_beside(path), rules) if path in s.files]
+        found = own if multi else [s for s in group_files(beside(path), rules) if path in s.files]
         what = "file"
     scans = [series for series in found if not series.reason and series.format == "DICOM"]
     if key is not None:
@@ -173,7 +173,8 @@ def _by_file(ordered: Sequence[Frame]) -> dict[Instance, list[int]]:
     return places
 
 
-def _beside(path: Path) -> list[Path]:
+def beside(path: Path) -> list[Path]:
+    """The file and every other one of its folder that may be DICOM, in order."""
     return [other for other in sorted(path.parent.iterdir()) if other == path or _may_be_dicom(other)]
 
 
