@@ -63,6 +63,8 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
     store = open_store(config.store)
     names = names or select_cases(store.labelled, config.split, config.labels)
     pool = select_cases(store.names, config.semi.pool) if config.semi.method else ()
+    if config.semi.method and not pool:
+        raise ConfigError(f"{config.semi.pool or 'semi.pool'}: no unlabelled case, and {config.semi.method} needs some; see --semi.pool")
     sources = sources_of(config, store, names)
     others = sources[1:]
     watched = _watched(config, store, names, pool, others)
@@ -120,7 +122,15 @@ def graph_of(model: ModelConfig) -> nnx.GraphDef:
 
 
 def training_step(config: FinetuneConfig, graph: nnx.GraphDef, classes: Classes, optimizer: optax.GradientTransformation) -> Step:
-    """The training step: the loss of labelled crops, and that of unlabelled ones where the config has them."""
+    """The training step: the loss of labelled crops, and that of unlabelled ones where the config has them.
+
+    ConfigError for micro-batches of a Dice that is pooled over the batch: each would have a Dice of its own.
+    """
+    if config.loss.batch_dice and config.accumulate > 1:
+        raise ConfigError(
+            f"the Dice loss is pooled over the whole batch (loss.batch_dice), which accumulate={config.accumulate} would part: set loss.batch_dice to "
+            "False, or accumulate to 1"
+        )
     weights = {"dice": config.loss.dice, "cross_entropy": config.loss.cross_entropy}
     loss, advance = make_loss(graph, classes, config), None
     if config.semi.method:

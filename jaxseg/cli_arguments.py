@@ -96,11 +96,21 @@ def _index(verbs) -> None:
     parser = _verb(verbs, "index", "read every scan below some folders: geometry, content hash, and what must not be trained on")
     parser.add_argument("roots", type=Path, nargs="+", metavar="ROOT")
     parser.add_argument("--out", type=Path, required=True, help="folder for scans.parquet, summary.json and the page index.html")
-    parser.add_argument("--channels", type=_names, help="channel names of 4-D scans, such as T1,T2 (default: those of a dataset.json)")
     parser.add_argument(
-        "--qform-sform", choices=("refuse", "sform", "qform"), default="refuse", help="where a NIfTI file's two forms conflict"
+        "--channels",
+        type=_names,
+        help="channel names of 4-D scans, such as T1,T2 (default: those of a dataset.json, which is what prepare goes by)",
     )
-    parser.add_argument("--assume-orientation", help="axes such as RAS or LPS of files that state none (default: they are left out)")
+    parser.add_argument(
+        "--qform-sform",
+        choices=("refuse", "sform", "qform"),
+        default="refuse",
+        help="where a NIfTI file's two forms conflict (here alone: prepare refuses them)",
+    )
+    parser.add_argument(
+        "--assume-orientation",
+        help="axes such as RAS or LPS of files that state none (default: they are left out; here alone: prepare refuses them)",
+    )
     parser.add_argument(
         "--allow-burned-in", action="store_true", help="admit DICOM series with text burned into their pixels, which may name the patient"
     )

@@ -129,10 +129,11 @@ def dice_ce(logits: Float[Array, "b x y z k"], target: Int[Array, "b x y z *k"],
 
 def regions_from_labels(label: Int[Array, "*shape"], regions: Sequence[Sequence[int]], *, ignore: int = 255) -> Int[Array, "*shape k"]:
     """A label map as overlapping regions: channel i is 1 where the label is one of the values `regions[i]`, and `ignore` where the label
-    is."""
+    is; uint8, or the label's own type for an `ignore` that uint8 does not hold."""
     label = jnp.asarray(label)
+    kind = jnp.uint8 if 0 <= ignore <= 255 else label.dtype
     inside = jnp.stack([jnp.isin(label, jnp.asarray(list(values), label.dtype)) for values in regions], axis=-1)
-    return jnp.where((label == ignore)[..., None], jnp.uint8(ignore), inside.astype(jnp.uint8))
+    return jnp.where((label == ignore)[..., None], jnp.asarray(ignore, kind), inside.astype(kind))
 
 
 def _prepare(logits: Array, target: Array, ignore: int, valid: Array | None, regions: bool) -> _Prepared:

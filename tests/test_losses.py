@@ -161,6 +161,8 @@ def test_regions_are_unions_of_labels_and_keep_ignore():
     label = jnp.asarray([[0, 1, 2, 3, 255]], jnp.uint8)
     regions = losses.regions_from_labels(label, [[1, 2, 3], [1, 3], [3]])
     np.testing.assert_array_equal(regions[0], [[0, 0, 0], [1, 1, 0], [1, 0, 0], [1, 1, 1], [255] * 3])
+    whole = losses.regions_from_labels(label.astype(jnp.int32) - 256 * (label == 255), [[1, 2, 3], [3]], ignore=-1)
+    np.testing.assert_array_equal(whole[0], [[0, 0], [1, 0], [1, 0], [1, 1], [-1, -1]])
 
 
 @pytest.mark.parametrize("regions", [False, True], ids=["classes", "regions"])

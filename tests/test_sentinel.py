@@ -109,6 +109,9 @@ def test_provenance_keeps_hashes_in_the_place_of_paths(monkeypatch):
         and command[5].startswith("--out=path:")
     )
     assert command[6:] == ["--seed", "3"] and "SENTINEL" not in json.dumps(command)
+    monkeypatch.setattr("sys.argv", ["/repo/finetune/__main__.py", "SENTINEL/settings.py", "--seed", "3"])
+    command = provenance()["command"]
+    assert command[0] == "__main__.py" and command[1].startswith("path:") and command[2:] == ["--seed", "3"]
 
 
 @pytest.mark.slow

@@ -49,9 +49,13 @@ def _from_file(split: str) -> tuple[str, ...]:
     for part in key.split("."):
         try:
             value = value[int(part)] if isinstance(value, list) else value[part]
-        except (KeyError, IndexError, ValueError):
-            known = ", ".join(value) if isinstance(value, dict) else f"0 to {len(value) - 1}"
+        except (KeyError, IndexError, ValueError, TypeError):
+            known = (
+                ", ".join(value) if isinstance(value, dict) else f"0 to {len(value) - 1}" if isinstance(value, list) else "nothing below it"
+            )
             raise ConfigError(f"{file}: there is no {part!r} on the way to {key!r}; there is: {known}") from None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ConfigError(f"{file}: {key!r} is not a list of case names")
+    if twice := sorted({name for name in value if value.count(name) > 1}):
+        raise ConfigError(f"{file}: {key!r} names {', '.join(twice[:6])} more than once")
     return tuple(value)

@@ -64,6 +64,8 @@ class OptimConfig:
             raise ConfigError(f"lr={self.lr}, warmup={self.warmup}, steps={self.steps}: need lr > 0, steps >= 1 and 0 <= warmup <= steps")
         if not 0 < self.layer_decay <= 1 or not 0 <= self.final <= 1:
             raise ConfigError(f"layer_decay={self.layer_decay} must lie in (0, 1] and final={self.final} in [0, 1]")
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"clip={self.clip}: expected a largest norm above 0, or None for no clipping")
         if self.decoder_first < 0:
             raise ConfigError(f"decoder_first={self.decoder_first}: expected a number of steps, 0 or more")
 

@@ -81,11 +81,14 @@ def has_trained(path: str | Path) -> bool:
 def provenance() -> dict[str, Any]:
     """When, with which command, on which machine and with which versions: one session of a run.
 
-    Paths in the command are kept as their hashes alone (`path:` and 12 digits of the SHA-256 of the resolved path): they may name patients."""
+    Paths in the command are kept as their hashes alone (`path:` and 12 digits of the SHA-256 of the resolved path): they may name patients.
+    """
+    program = Path(sys.argv[0]).name
+    verb = sys.argv[1:2] if program == "jaxseg" else []  # a folder may be called like it
     packages = ("jaxseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:2], *map(_without_path, sys.argv[2:])],
+        "command": [program, *verb, *map(_without_path, sys.argv[1 + len(verb) :])],
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "devices": [f"{device.device_kind}" for device in jax.devices()],

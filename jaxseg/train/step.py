@@ -42,7 +42,8 @@ def make_step(
         weights: factor of each term, 1 where not named.
         ema_decay: keep `ema = decay * ema + (1 - decay) * params` in the state (which must have been created with it).
         advance: `advance(extra, params) -> extra` after each update, on the new parameters (a teacher's average); without it `extra` stays.
-        accumulate: split each device's batch into so many micro-batches, one after the other; the result is the same, the memory smaller.
+        accumulate: split each device's batch into so many micro-batches, one after the other; the result is the same for a loss that is a sum over
+            samples, the memory smaller.
         across: the loss compares samples with one another. It is then called `loss(params, batch, keys, extra, axis)`, so that it can see those
             of all devices (`parallel.gather`), sums over its own samples alone, and cannot be accumulated.
 

@@ -13,7 +13,7 @@ NAMES = ("a", "b", "c", "d")
 @pytest.fixture
 def split(tmp_path):
     path = tmp_path / "split.json"
-    path.write_text(json.dumps({"test": ["d"], "draws": [["c", "a", "b"], ["b", "c", "a"]], "about": "text"}))
+    path.write_text(json.dumps({"test": ["d"], "draws": [["c", "a", "b"], ["b", "c", "a"]], "about": "text", "twice": ["a", "b", "a"]}))
     return str(path)
 
 
@@ -33,6 +33,8 @@ def test_subsets_of_a_draw_are_nested(split):
         (":train", None, "there is no 'train'.*test, draws"),
         (":draws.7", None, "0 to 1"),
         (":about", None, "not a list"),
+        (":about.0.x", None, "nothing below it"),
+        (":twice", None, "names a more than once"),
         (":test", 2, "2 cases were asked for"),
         (":test", 0, "0 cases were asked for"),
     ],

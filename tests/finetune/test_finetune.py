@@ -6,14 +6,15 @@ import shutil
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from finetune.classes import Classes
-from finetune.config import FinetuneConfig
+from finetune.config import FinetuneConfig, LossConfig
 from finetune.floor import position_floor
 from finetune.monitor import watch
-from finetune.train import adapt, finetune, run_config
+from finetune.train import adapt, finetune, graph_of, run_config, training_step
 from jaxseg.data.augment import Augment
 from jaxseg.data.mixture import Source
 from jaxseg.data.store import open_store
@@ -163,6 +164,12 @@ def test_the_position_only_floor_knows_where_balls_are_on_average(store):
     """The balls lie within 3 voxels of the middle with a radius of 4, so a predictor of the middle scores well above nothing, below all."""
     floor = position_floor(open_store(store), ["case_0", "case_1"], ["case_2", "case_3"])
     assert 0.2 < floor["dice"] < 0.9
+
+
+def test_a_dice_of_the_whole_batch_is_not_parted_into_micro_batches(store):
+    parted = config(store, "", accumulate=2, loss=LossConfig(batch_dice=True))
+    with pytest.raises(ConfigError, match="loss.batch_dice.*accumulate=2"):
+        training_step(parted, graph_of(parted.model), Classes.of(open_store(store).recipe), optax.sgd(1.0))
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0, float("nan")])

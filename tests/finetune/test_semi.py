@@ -187,6 +187,15 @@ def test_a_run_that_was_stopped_ends_in_the_same_weights_and_teacher(store, tmp_
     assert (card["cases"], card["unlabelled"], len(card["scans"])) == (1, 2, 3)
 
 
+def test_an_empty_pool_is_refused(store, tmp_path):
+    (tmp_path / "split.json").write_text('{"none": []}')
+    empty = dataclasses.replace(
+        settings(store, tmp_path / "run", "mean_teacher"), semi=SemiConfig("mean_teacher", f"{tmp_path}/split.json:none")
+    )
+    with pytest.raises(ConfigError, match="no unlabelled case, and mean_teacher needs some"):
+        finetune(empty, names=("case_0",))
+
+
 def test_a_watched_case_in_the_pool_is_refused(store, tmp_path):
     with pytest.raises(ConfigError, match="trained on: case_1"):
         finetune(settings(store, tmp_path / "run", "mean_teacher", monitor=f"{store / 'split.json'}:watch"), names=("case_0",))

@@ -170,7 +170,10 @@ def test_schedule():
     assert rate(110) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"warmup": 20, "steps": 10}, {"layer_decay": 1.5}, {"final": 2.0}, {"decoder_first": -1}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"lr": 0.0}, {"warmup": 20, "steps": 10}, {"layer_decay": 1.5}, {"final": 2.0}, {"decoder_first": -1}, {"clip": 0.0}, {"clip": -1.0}],
+)
 def test_settings_that_make_no_sense(bad):
     with pytest.raises(ConfigError):
         OptimConfig(**bad)

@@ -104,5 +104,6 @@ class Augment:
     def nnunet(cls) -> "Augment":
         """What nnU-Net v2's default trainer draws for isotropic crops: rotation and scaling independently (0.2 each), blur and low
         resolution on half of the channels, gamma for 0.3 of the samples and inverted for another 0.1 (there both may meet in one
-        sample). That trainer has no elastic deformation and no bias field: set `elastic` and `bias` for them."""
+        sample). Blur has one width for the three axes of a channel; that trainer draws one for each. It has no elastic deformation and no bias
+        field: set `elastic` and `bias` for them."""
         return cls(affine=0.0, rotate=0.2, rescale=0.2, gamma=0.4, channel_share=0.5)

@@ -213,7 +213,8 @@ def _check_agreement(grid: Grid, rivals: dict[str, list[Grid]], chosen: str, nam
             what = "a mirror image (left and right are swapped)" if flipped else f"corners up to {grid.offset_from(rival):.1f} voxels apart"
             raise GeometryError(
                 f"{name}: {chosen} and {form} contradict each other: {what}. {chosen}: {grid.describe()}; {form}: {rival.describe()}. "
-                f"Find out which is right and choose policy 'sform' or 'qform'"
+                "Find out which is right, choose policy 'sform' or 'qform', and write the file anew for all other programs: "
+                "save_volume(load_volume(path, policy=…), new_path)"
             )
 
 
@@ -223,7 +224,7 @@ def assumed_affine(size: tuple[int, int, int], spacing: np.ndarray, name: str, r
     if codes is None:
         raise GeometryError(
             f"{name}: the file states no orientation, and readers disagree on front and back; "
-            "choose assume_orientation, such as 'RAS' or 'LAS'"
+            "choose assume_orientation, such as 'RAS' or 'LAS', and write the file anew: save_volume(load_volume(path, assume_orientation=…), new_path)"
         )
     pairs = ("LR", "PA", "IS")
     if len(codes) != 3 or any(sum(code in pair for code in codes.upper()) != 1 for pair in pairs):
