@@ -1,18 +1,18 @@
 """The ways in which people lay out a folder of scans, recognised by names alone. Called by `cases` and `archive`."""
 
 import dataclasses
-import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxseg.data.archive.patients import is_numbered
-from jaxseg.data.beside import IMAGES, files_beside, images_and_labels, labels_beside
+from jaxseg.data.beside import IMAGES, LABELS, files_beside, images_and_labels, labels_beside
 from jaxseg.data.bids import BidsFile, bids_files, is_bids
 from jaxseg.data.case_folders import files_below, files_of_case, subfolders_of
 from jaxseg.data.io.scans import stem, walk
-from jaxseg.data.scan_names import Found, is_modality, role_of, scans_in, split_name, with_label_said
+from jaxseg.data.scan_names import MOST_CHANNELS, Found, is_modality, numbers_are_channels, role_of, scans_in, split_name, with_label_said
 from jaxseg.errors import InputError
 from jaxseg.files import read_json
 
@@ -23,7 +23,6 @@ UNDERSTOOD = (
     "CASE_seg.nii.gz"
 )
 PER_CASE, DEEPER, COLLECTIONS = "a folder per case", "a folder per case, deeper", "folders of cases"
-MOST_CHANNELS = 8  # of a case in a folder that lies alone
 
 
 class NothingFound(InputError):
@@ -143,14 +142,14 @@ def _from_dataset(root: Path, declared: Declared) -> tuple[list[Found], str]:
     data: Any = read_json(root / "dataset.json")
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
     if isinstance(data.get("training"), list) and all(isinstance(item, dict) for item in data["training"]) and "channel_names" not in data:
-        numbered = any(re.search(r"_\d{4}$", stem(path)) for path in folders for path in _image_files(path))
-        if not numbered:
+        images, labels = ({stem(path) for path in folders for path in _files_if(path, kinds)} for kinds in (IMAGES, LABELS))
+        if not numbers_are_channels(images, labels, declared=True):
             return _decathlon(root, data, declared), "Medical Decathlon"
     return images_and_labels(folders, declared.channels), "nnU-Net"
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return scans_in(folder) if folder.name.lower() in IMAGES else []
+def _files_if(folder: Path, called: Collection[str]) -> list[Path]:
+    return scans_in(folder) if folder.name.lower() in called else []
 
 
 def _decathlon(root: Path, data: dict[str, Any], declared: Declared) -> list[Found]:
@@ -181,9 +180,8 @@ def _flat(paths: list[Path], label: str | None) -> list[Found]:
         if head and not last.isdigit():
             heads.setdefault(last, set()).add(head)
     shared = frozenset(last for last, cases in heads.items() if len(cases) > 1)
-    split = {name: split_name(name, shared) for name in names}
-    if all(re.search(r"[_-]\d{4}$", name) for name in names) and len({case for case, _ in split.values()}) == 1 and len(names) > 4:
-        split = {name: (name, "") for name in names}  # case_0001, case_0002, …: these count cases, not channels
+    numbered = numbers_are_channels(names)
+    split = {name: split_name(name, shared, numbered=numbered) for name in names}
     files = [
         Found(path, split[name][0], role_of(split[name][1]), split[name][1] or "image") for path, name in zip(paths, names, strict=True)
     ]
