@@ -35,8 +35,23 @@ def files_below(root: Path, label: str | None) -> list[Found]:
     Raises:
         InputError: two folders would be the same case.
     """
-    files = _descend(root, root, label, _DEEPEST)
-    homes: dict[str, tuple[str, ...]] = {}
+    return _apart(root, _descend(root, root, label, _DEEPEST), {})
+
+
+def files_within(root: Path, cases: list[Path], label: str | None) -> list[Found]:
+    """The files of folders that lie within `cases`, folders of `root` that are cases themselves.
+
+    CASE/labels/x.nii.gz belongs to CASE, CASE/followup/T1.nii.gz is a case CASE_followup.
+
+    Raises:
+        InputError: two folders would be the same case.
+    """
+    files = [each for path in cases for each in _descend(root, path, label, _DEEPEST)]
+    return _apart(root, files, {path.name: (path.name,) for path in cases})
+
+
+def _apart(root: Path, files: list[tuple[Found, tuple[str, ...]]], homes: dict[str, tuple[str, ...]]) -> list[Found]:
+    homes = dict(homes)
     for file, names in files:
         if homes.setdefault(file.case, names) != names:
             raise InputError(

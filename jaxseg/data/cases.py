@@ -76,7 +76,9 @@ def find_cases(
     Understands, in this order: a `dataset.json` here or one level below (nnU-Net, Medical Decathlon); BIDS (`sub-01/[ses-1/]anat/`, with
     labels beside the images or in `derivatives/`); `imagesTr/` or `images/` with `labelsTr/` or `labels/`, or folders called after channels
     (`T1/`, `FLAIR/`, `labels/`); one flat folder (`ID_T1.nii.gz`, `ID_seg.nii.gz`); a folder per case (`STS_001/T1.nii.gz`), also deeper
-    (`SITE/PATIENT/VISIT/T1.nii.gz`, whose id is `SITE_PATIENT_VISIT`); folders of several cases each (`SITE/CASE_T1.nii.gz`, `SITE_CASE`).
+    (`SITE/PATIENT/VISIT/T1.nii.gz`, whose id is `SITE_PATIENT_VISIT`) and within cases (`CASE/labels/x.nii.gz`, `CASE/followup/T1.nii.gz`; scans
+    there that are called after no channel of the cases are passed over, with a warning that names their folders); folders of several cases
+    each (`SITE/CASE_T1.nii.gz`, `SITE_CASE`).
     A folder without any such file, but with DICOM series, is understood as well (`dicom_cases`): a case a study. DICOM files beside
     scans of another format are passed over, with a warning that counts them.
     Files are matched by name; hidden files are passed over. Four digits at the end of a name are a channel only where they are numbered as nnU-Net's
@@ -116,8 +118,10 @@ def find_cases(
         by_id.setdefault((file.case, file.split), []).append(file)
     cases = [_case(folder, case, split, files, label) for (case, split), files in sorted(by_id.items(), key=lambda item: str(item[0]))]
     cases = _name_lone_images(cases, declared)
-    if kind in (layouts.PER_CASE, layouts.DEEPER):
+    if kind in (layouts.PER_CASE, layouts.DEEPER, layouts.NESTED):
         _check_channels_meet(folder, cases)
+    if kind == layouts.NESTED:
+        cases = [dataclasses.replace(case, patient=next(iter(case.images.values())).relative_to(folder).parts[0]) for case in cases]
     if kind in (layouts.DEEPER, layouts.COLLECTIONS):
         stems: dict[Path, set[str]] = {}
         for file in found:

@@ -345,6 +345,31 @@ def test_folders_of_several_cases_each(lay):
     assert [case.id for case in one] == [f"p{i:02}" for i in range(20)] and one.channels == ("image",)
 
 
+def test_folders_within_cases_are_read(lay):
+    names = ("T1", "labels/tumour", "followup/T1", "followup/labels/tumour")
+    folder = lay(*[f"n/p{i}/{name}.nii" for i in (1, 2) for name in names if (i, name) != (2, names[3])]) / "n"
+    found = find_cases(folder)
+    assert [case.id for case in found] == ["p1", "p1_followup", "p2", "p2_followup"] and found.channels == ("T1",)
+    assert [case.patient for case in found] == ["p1", "p1", "p2", "p2"]
+    assert [str(case.label.relative_to(folder)) for case in found.labelled] == [
+        f"p{n}/tumour.nii" for n in ("1/labels", "1/followup/labels", "2/labels")
+    ]
+    labelled = find_cases(lay(*[f"l/{name}.nii" for name in ("p1/T1", "p1/labels/tumour", "p2/T1")]) / "l")
+    assert [(case.id, case.label is not None, case.patient) for case in labelled] == [("p1", True, None), ("p2", False, None)]
+    beside = find_cases(lay(*[f"b/{name}.nii" for name in ("p1/T1", "p1/T2/x", "p2/T1", "labels/p2")]) / "b")
+    assert [list(case.images) for case in beside] == [["T1", "T2"], ["T1"]] and [case.id for case in beside.labelled] == ["p2"]
+
+
+def test_things_derived_from_scans_are_passed_over_by_name(lay):
+    folder = lay("p1/T1.nii", "p1/warps/jacobian.nii", "p1/old/seg.nii", "p2/T1.nii")
+    with pytest.warns(RuntimeWarning, match=r"scans in 2 folders within cases are passed over.*: p1/old, p1/warps; if they are scans"):
+        assert [(case.id, list(case.images), case.label) for case in find_cases(folder)] == [("p1", ["T1"], None), ("p2", ["T1"], None)]
+    with pytest.raises(InputError, match=r"p1/b and p1_b would both be case p1_b|p1_b and p1/b would both be case p1_b"):
+        find_cases(lay("same/p1/T1.nii", "same/p1/b/T1.nii", "same/p1_b/T1.nii") / "same")
+    with pytest.raises(InputError, match=r"siteA: holds both scans \(U1_T1.nii, …\) and folders with scans \(labels/, …\)"):
+        find_cases(lay("s/siteA/U1_T1.nii", "s/siteA/U2_T1.nii", "s/siteA/labels/U1.nii", "s/siteB/U3_T1.nii") / "s")
+
+
 def test_folders_deeper_than_one_level_are_cases(lay):
     names = [f"{site}/p{i}/v{j}" for site in ("site1", "site2") for i in (1, 2) for j in (1, 2)]
     folder = lay(*[f"{name}/{file}.nii.gz" for name in names for file in ("T1", "seg")])
