@@ -11,8 +11,8 @@ from typing import Any
 from jaxseg.data.archive.patients import is_numbered
 from jaxseg.data.beside import IMAGES, LABELS, files_beside, images_and_labels, labels_beside
 from jaxseg.data.bids import BidsFile, bids_files, is_bids
-from jaxseg.data.case_folders import files_below, files_of_case, files_within, subfolders_of
-from jaxseg.data.io.scans import stem, walk
+from jaxseg.data.case_folders import files_below, files_of_case, files_within, scans_below, subfolders_of
+from jaxseg.data.io.scans import stem
 from jaxseg.data.scan_names import MOST_CHANNELS, Found, is_modality, numbers_are_channels, role_of, scans_in, split_name, with_label_said
 from jaxseg.errors import InputError
 from jaxseg.files import read_json
@@ -58,11 +58,11 @@ def recognise(folder: Path, label: str | None) -> tuple[list[Found], Declared, s
         raise _mixture(folder, flat[0], holding[0])
     if flat:
         return _found_something(folder, _flat(flat, label)), Declared(), "flat folder"
-    if all(path in holding or not _scans_below(path) for path in subfolders) and holding:
+    if all(path in holding or not scans_below(path) for path in subfolders) and holding:
         collected = _collections(holding, label)
         if collected is not None:
             for path in holding:
-                if inner := next((each for each in subfolders_of(path) if _scans_below(each)), None):
+                if inner := next((each for each in subfolders_of(path) if scans_below(each)), None):
                     raise _mixture(path, scans_in(path)[0], inner)
             return _found_something(folder, collected), Declared(), COLLECTIONS
         labels, files = labels_beside(holding, {path.name for path in holding})
@@ -119,10 +119,6 @@ def _without_strange(root: Path, outer: list[Found], within: list[Found]) -> lis
             stacklevel=4,
         )
     return [file for file in within if file.case in known]
-
-
-def _scans_below(folder: Path) -> bool:
-    return any(scans_in(below) for below, _ in walk(folder))
 
 
 def read_declared(path: Path) -> Declared:

@@ -370,6 +370,16 @@ def test_things_derived_from_scans_are_passed_over_by_name(lay):
         find_cases(lay("s/siteA/U1_T1.nii", "s/siteA/U2_T1.nii", "s/siteA/labels/U1.nii", "s/siteB/U3_T1.nii") / "s")
 
 
+def test_only_folders_of_predictions_are_no_scans(lay):
+    folder = lay("a/T1.nii", "b/T1.nii", "pred/a.nii", "pred/.made_from/a.json", "b/out/b.nii", "b/out/.made_from/b.json")
+    assert [case.id for case in find_cases(folder)] == ["a", "b"]
+    corrected = find_cases(lay(*[f"c/{name}" for name in ("images/a.nii", "labels/a.nii", "labels/.made_from/a.json")]) / "c")
+    assert [case.id for case in corrected.labelled] == ["a"]
+    above = lay(*[f"d/{name}" for name in ("site/a.nii", "site/.made_from/a.json", "site/p1/T1.nii", "site/p2/T1.nii")]) / "d"
+    with pytest.warns(RuntimeWarning, match="passed over.*: site/p1, site/p2"):  # never without a word
+        assert [case.id for case in find_cases(above)] == ["site"]
+
+
 def test_folders_deeper_than_one_level_are_cases(lay):
     names = [f"{site}/p{i}/v{j}" for site in ("site1", "site2") for i in (1, 2) for j in (1, 2)]
     folder = lay(*[f"{name}/{file}.nii.gz" for name in names for file in ("T1", "seg")])
