@@ -36,8 +36,10 @@ def label_files(folder: Path) -> dict[str, Path]:
 
     * files in the folder itself: those whose name says that they are labels (`ID_seg`, `ID_tumour`), or all of them where none says so
     (`ID`);
-    * else `labels`, `labelsTr` and `labelsTs` within it, by stems;
-    * else a folder a case.
+    * else those of the cases that `find_cases` sees, by the same ids;
+    * and of those in `labels`, `labelsTr` and `labelsTs` within it the ones that it does not see, or all where there are no images, by stems.
+
+    InputError where there is no such folder or no label file, a case has two, or the folder is laid out in no way that is known.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; a folder of label files (.nii or .nii.gz) was expected")
@@ -47,10 +49,17 @@ def label_files(folder: Path) -> dict[str, Path]:
         named = [(scan_names.split_name(stem(path)), path) for path in files]
         said = [(case, path) for (case, rest), path in named if scan_names.role_of(rest) == "label"]
         return _unique(folder, said or [(stem(path), path) for path in files])
-    if within:
-        return _unique(folder, [(stem(path), path) for place in within for path in scan_names.scans_in(place)])
-    found, _, _ = layouts.recognise(folder, None)
-    return _unique(folder, [(file.case, file.path) for file in found if file.role == "label"])
+    try:
+        found, _, _ = layouts.recognise(folder, None)
+    except InputError:
+        if not within:
+            raise
+        found = []
+    if within and not any(file.role == "image" for file in found):
+        found = []
+    case_of = {file.path: file.case for file in found if file.role == "label" and file.path.is_file()}
+    others = [path for place in within for path in scan_names.scans_in(place) if path not in case_of]
+    return _unique(folder, [*((case, path) for path, case in case_of.items()), *((stem(path), path) for path in others)])
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

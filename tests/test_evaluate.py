@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxseg.cli import main
+from jaxseg.data.cases import find_cases
 from jaxseg.data.recipe import Recipe
 from jaxseg.errors import GeometryError, InputError
 from jaxseg.evaluate import Row, evaluate_cases, evaluate_folders, structures_of, summarise
@@ -187,6 +188,43 @@ def test_labels_are_found_in_the_common_layouts(tmp_path, names):
     assert all(
         path.parent.name.startswith("labels") or path.name.startswith(("a.", "b.", "a_seg", "b_seg", "tumour")) for path in found.values()
     )
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (["images/{}"], "labels/{}_seg"),
+        (["images/img{}"], "labels/label{}"),
+        (["T1/{}_T1", "FLAIR/{}_FLAIR"], "labels/{}_seg"),
+        (["{}/T1"], "labels/{}_seg"),
+        (["scans/{}"], "masks/{}"),
+        (["{}/T1"], "{}/labels/tumour"),
+        (["images/case_{}"], "labels/case_{}"),
+    ],
+)
+def test_truths_are_called_as_segment_calls_their_scans(tmp_path, images, labels):
+    for case in ("0001", "0002"):
+        for name in (*images, labels):
+            write(tmp_path / f"{name.format(case)}.nii.gz", block(1))
+    found = label_files(tmp_path)
+    assert sorted(found) == [case.id for case in find_cases(tmp_path, labels=False)] and len(found) == 2
+    assert sorted(found.values()) == sorted(tmp_path / f"{labels.format(case)}.nii.gz" for case in ("0001", "0002"))
+
+
+def test_labels_that_a_dataset_json_does_not_list_are_truths_too(tmp_path):
+    for name in ("imagesTr/a", "labelsTr/a", "labelsTs/b"):
+        write(tmp_path / f"{name}.nii.gz", block(1))
+    listed = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in ("a", "absent")]
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "CT"}, "labels": {"1": "x"}, "training": listed, "test": []}))
+    assert sorted(label_files(tmp_path)) == ["a", "b"]
+
+
+def test_labels_beside_folders_of_no_known_layout_are_called_by_their_stems(tmp_path):
+    for name in ("labels/a_x", "x/T1", "x/y/z", "other/b"):
+        write(tmp_path / f"{name}.nii.gz", block(1))
+    (tmp_path / "labels/dataset.json").write_text("[]")
+    (tmp_path / "x/dataset.json").write_text("[]")
+    assert list(label_files(tmp_path)) == ["a_x"]
 
 
 def test_two_labels_for_one_case_are_refused(tmp_path):

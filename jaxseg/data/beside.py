@@ -5,7 +5,17 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from jaxseg.data.io.scans import stem
-from jaxseg.data.scan_names import Found, is_label_word, is_modality, role_of, scans_in, split_name, tokens
+from jaxseg.data.scan_names import (
+    Found,
+    is_label_word,
+    is_modality,
+    numbers_are_channels,
+    role_of,
+    scans_in,
+    split_name,
+    split_number,
+    tokens,
+)
 from jaxseg.errors import InputError
 
 # Folders that can be nothing else, and the split that their name says.
@@ -111,28 +121,31 @@ def _paired(images: Sequence[Path], labels: Sequence[Path], channels: Sequence[s
     names = {stem(path) for _, path in paths}
     owners = {path: _owner(stem(path), names) or stem(path) for folder in labels for path in scans_in(folder)}
     ids = set(owners.values())
+    numbered = numbers_are_channels(names, ids, declared=bool(channels))
     files = []
     for folder, path in paths:
-        case, channel = _image_name(stem(path), ids, channels)
+        case, channel = _image_name(stem(path), ids, channels, numbered)
         files.append(Found(path, case, "image", channel, IMAGES.get(folder.name.lower())))
     splits = {file.case: file.split for file in files}
     return files + [Found(path, case, "label", "", splits.get(case, LABELS.get(path.parent.name.lower()))) for path, case in owners.items()]
 
 
-def _image_name(name: str, ids: set[str], channels: Sequence[str]) -> tuple[str, str]:
+def _image_name(name: str, ids: set[str], channels: Sequence[str], numbered: bool) -> tuple[str, str]:
+    """(case, channel) of an image; `numbered`: whether four digits at its end are a channel's."""
+    number = split_number(name)
     if name in ids:
         return name, (*channels, "image")[0]
-    if number := re.fullmatch(r"(.+)_(\d{4})", name):
-        index = int(number[2])
+    if number and numbered:
+        case, index = number
         if channels and index >= len(channels):
             raise InputError(f"image {name}: channel number {index}, but dataset.json declares {len(channels)}: {tuple(channels)}")
-        return number[1], channels[index] if channels else number[2]
+        return case, channels[index] if channels else name[-4:]
     owners = [case for case in ids if name.startswith((f"{case}_", f"{case}-"))]
     if owners:
         owner = max(owners, key=len)
         return owner, name[len(owner) + 1 :]
-    if ids:
-        return name, "image"
+    if ids or number:
+        return name, (*channels, "image")[0]
     case, channel = split_name(name)
     return case, channel or "image"
 
@@ -156,7 +169,9 @@ def _case_names(images: Sequence[Path], labels: Sequence[Path]) -> Callable[[Pat
     names = [[stem(path) for path in scans_in(folder)] for folder in images]
     others = names + [[stem(path) for path in scans_in(folder)] for folder in labels]
     meet = (len(images) == 1 and not labels) or any(set(one) & set(other) for i, one in enumerate(names) for other in others[i + 1 :])
-    heads = [[split_name(name)[0] for name in each] for each in names]
+    owners = {split_name(stem(path), numbered=False)[0] for folder in labels for path in scans_in(folder)}
+    numbered = numbers_are_channels({name for each in names for name in each}, owners)
+    heads = [[split_name(name, numbered=numbered)[0] for name in each] for each in names]
     if meet or any(len(set(each)) < len(each) for each in heads):
         return stem
-    return lambda path: split_name(stem(path))[0]
+    return lambda path: split_name(stem(path), numbered=numbered)[0]

@@ -8,12 +8,27 @@ from jaxseg.data.io.scans import stem
 from jaxseg.data.scan_names import Found, is_modality, role_of, scans_in, tokens, with_label_said
 from jaxseg.errors import InputError
 
+MADE_FROM = ".made_from"  # in each folder of predictions: what they were made of
 _DEEPEST = 12
 
 
 def subfolders_of(folder: Path) -> list[Path]:
-    """The folders in a folder, by name; hidden ones are passed over."""
+    """The folders in a folder, by name; hidden ones and those of predictions are passed over."""
+    return [path for path in _folders_in(folder) if not _holds_predictions(path)]
+
+
+def scans_below(folder: Path, deepest: int = _DEEPEST) -> bool:
+    """Whether there is a scan in a folder, or in those below it that count."""
+    return bool(scans_in(folder)) or (deepest > 0 and any(scans_below(path, deepest - 1) for path in subfolders_of(folder)))
+
+
+def _folders_in(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+
+
+def _holds_predictions(folder: Path) -> bool:
+    """Whether `segment` wrote this folder, so that its label maps are no scans; not one of labels (corrected by hand, perhaps), nor with folders in it."""
+    return (folder / MADE_FROM).is_dir() and folder.name.lower() not in {*IMAGES, *LABELS} and not _folders_in(folder)
 
 
 def files_of_case(folder: Path, label: str | None, case: str | None = None) -> list[Found]:
@@ -35,8 +50,23 @@ def files_below(root: Path, label: str | None) -> list[Found]:
     Raises:
         InputError: two folders would be the same case.
     """
-    files = _descend(root, root, label, _DEEPEST)
-    homes: dict[str, tuple[str, ...]] = {}
+    return _apart(root, _descend(root, root, label, _DEEPEST), {})
+
+
+def files_within(root: Path, cases: list[Path], label: str | None) -> list[Found]:
+    """The files of folders that lie within `cases`, folders of `root` that are cases themselves.
+
+    CASE/labels/x.nii.gz belongs to CASE, CASE/followup/T1.nii.gz is a case CASE_followup.
+
+    Raises:
+        InputError: two folders would be the same case.
+    """
+    files = [each for path in cases for each in _descend(root, path, label, _DEEPEST)]
+    return _apart(root, files, {path.name: (path.name,) for path in cases})
+
+
+def _apart(root: Path, files: list[tuple[Found, tuple[str, ...]]], homes: dict[str, tuple[str, ...]]) -> list[Found]:
+    homes = dict(homes)
     for file, names in files:
         if homes.setdefault(file.case, names) != names:
             raise InputError(

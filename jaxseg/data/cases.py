@@ -6,15 +6,16 @@
 import dataclasses
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxseg.data import layouts
 from jaxseg.data.archive.patients import is_numbered, owner_of
 from jaxseg.data.dicom_cases import dicom_cases
+from jaxseg.data.io.scans import stem
 from jaxseg.data.layouts import Declared
-from jaxseg.data.scan_names import Found, is_anonymisation, is_called, is_modality, tokens
+from jaxseg.data.scan_names import Found, is_anonymisation, is_called, is_modality, numbers_are_channels, tokens
 from jaxseg.errors import InputError
 
 
@@ -75,10 +76,13 @@ def find_cases(
     Understands, in this order: a `dataset.json` here or one level below (nnU-Net, Medical Decathlon); BIDS (`sub-01/[ses-1/]anat/`, with
     labels beside the images or in `derivatives/`); `imagesTr/` or `images/` with `labelsTr/` or `labels/`, or folders called after channels
     (`T1/`, `FLAIR/`, `labels/`); one flat folder (`ID_T1.nii.gz`, `ID_seg.nii.gz`); a folder per case (`STS_001/T1.nii.gz`), also deeper
-    (`SITE/PATIENT/VISIT/T1.nii.gz`, whose id is `SITE_PATIENT_VISIT`); folders of several cases each (`SITE/CASE_T1.nii.gz`, `SITE_CASE`).
+    (`SITE/PATIENT/VISIT/T1.nii.gz`, whose id is `SITE_PATIENT_VISIT`) and within cases (`CASE/labels/x.nii.gz`, `CASE/followup/T1.nii.gz`; scans
+    there that are called after no channel of the cases are passed over, with a warning that names their folders); folders of several cases
+    each (`SITE/CASE_T1.nii.gz`, `SITE_CASE`).
     A folder without any such file, but with DICOM series, is understood as well (`dicom_cases`): a case a study. DICOM files beside
     scans of another format are passed over, with a warning that counts them.
-    Files are matched by name; hidden files are passed over. A brain mask is neither image nor label: it is the case's `mask`; nor are masks of
+    Files are matched by name; hidden files are passed over. Four digits at the end of a name are a channel only where they are numbered as nnU-Net's
+    (`scan_names.numbers_are_channels`), else they belong to the case. A brain mask is neither image nor label: it is the case's `mask`; nor are masks of
     what anonymisation took away (`T1_anon_mask`).
 
     Args:
@@ -114,10 +118,16 @@ def find_cases(
         by_id.setdefault((file.case, file.split), []).append(file)
     cases = [_case(folder, case, split, files, label) for (case, split), files in sorted(by_id.items(), key=lambda item: str(item[0]))]
     cases = _name_lone_images(cases, declared)
-    if kind in (layouts.PER_CASE, layouts.DEEPER):
+    if kind in (layouts.PER_CASE, layouts.DEEPER, layouts.NESTED):
         _check_channels_meet(folder, cases)
+    if kind == layouts.NESTED:
+        cases = [dataclasses.replace(case, patient=next(iter(case.images.values())).relative_to(folder).parts[0]) for case in cases]
     if kind in (layouts.DEEPER, layouts.COLLECTIONS):
-        cases = [dataclasses.replace(case, patient=_owner(case, folder, kind)) for case in cases]
+        stems: dict[Path, set[str]] = {}
+        for file in found:
+            stems.setdefault(file.path.parent, set()).add(stem(file.path))
+        numbered = {path: numbers_are_channels(names) for path, names in stems.items()}
+        cases = [dataclasses.replace(case, patient=_owner(case, folder, kind, numbered)) for case in cases]
     _check_unique(folder, cases)
     return _case_set(folder, cases, declared, kind, channels)
 
@@ -132,10 +142,10 @@ def _warn_of_dicom(folder: Path) -> None:
         )
 
 
-def _owner(case: Case, root: Path, kind: str) -> str | None:
+def _owner(case: Case, root: Path, kind: str, numbered: Mapping[Path, bool]) -> str | None:
     """The case's patient as its path says; a folder of cases is one patient's only where its name has a number."""
     image = next(iter(case.images.values()))
-    owner = owner_of(image, root).patient
+    owner = owner_of(image, root, numbered=numbered[image.parent]).patient
     return None if kind == layouts.COLLECTIONS and owner == image.parent.name and not is_numbered(owner) else owner
 
 

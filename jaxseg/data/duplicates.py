@@ -4,19 +4,24 @@ A collection is an index, a store, or what a model card says of its training dat
 """
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxseg.data.archive.patients import owner_of, patient_key
+from jaxseg.data.archive.scan_row import Row
 from jaxseg.data.archive.table import Index, metadata
+from jaxseg.data.archive.walk import folder_of
 from jaxseg.data.bids import patient_of_bids
 from jaxseg.data.cases import Case
 from jaxseg.data.catalog import Store
 from jaxseg.data.fingerprint import split, unpack
+from jaxseg.data.io.scans import stem
+from jaxseg.data.scan_names import numbers_are_channels
 from jaxseg.data.staging import content_of
 from jaxseg.errors import InputError
 
@@ -90,14 +95,22 @@ def scans_of_index(index: Index) -> list[Scan]:
     about = metadata(index.folder / "scans.parquet")
     columns = ("path", "ok", "root", "format", "modality", "patient", "sha256", "voxel_hash", "perceptual")
     scans, roots = [], index.roots
-    for number, row in enumerate(index.stream(columns)):
+    for number, row, numbered in _with_siblings(index.stream(columns)):
         if not row["ok"] or row["modality"] in ("label", "mask"):
             continue
-        owner = owner_of(Path(row["path"]), roots[row["root"]]).patient
+        owner = owner_of(Path(row["path"]), roots[row["root"]], numbered=numbered).patient
         names = {row["patient"]} | ({owner, patient_key(owner)} if patient_key(owner, about["salt"]) == row["patient"] else set())
         looks = split(row["perceptual"] or b"")
         scans.append(Scan(f"row {number} (patient {row['patient']})", frozenset(names), _set(row["sha256"], row["voxel_hash"]), looks))
     return scans
+
+
+def _with_siblings(rows: Iterable[Row]) -> Iterator[tuple[int, Row, bool]]:
+    """Row after row with its number, and whether numbers in the names of its folder are channels (`numbers_are_channels`)."""
+    for _, group in groupby(enumerate(rows), key=lambda item: (item[1]["root"], folder_of(Path(item[1]["path"]), item[1]["format"]))):
+        together = list(group)
+        numbered = numbers_are_channels({stem(Path(row["path"])) for _, row in together if row["format"] != "archive"})
+        yield from ((number, row, numbered) for number, row in together)
 
 
 def scans_of_store(store: Store, names: Sequence[str] | None = None) -> list[Scan]:

@@ -1,18 +1,19 @@
 """The ways in which people lay out a folder of scans, recognised by names alone. Called by `cases` and `archive`."""
 
 import dataclasses
-import re
+import warnings
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxseg.data.archive.patients import is_numbered
-from jaxseg.data.beside import IMAGES, files_beside, images_and_labels, labels_beside
+from jaxseg.data.beside import IMAGES, LABELS, files_beside, images_and_labels, labels_beside
 from jaxseg.data.bids import BidsFile, bids_files, is_bids
-from jaxseg.data.case_folders import files_below, files_of_case, subfolders_of
-from jaxseg.data.io.scans import stem, walk
-from jaxseg.data.scan_names import Found, is_modality, role_of, scans_in, split_name, with_label_said
+from jaxseg.data.case_folders import files_below, files_of_case, files_within, scans_below, subfolders_of
+from jaxseg.data.io.scans import stem
+from jaxseg.data.scan_names import MOST_CHANNELS, Found, is_modality, numbers_are_channels, role_of, scans_in, split_name, with_label_said
 from jaxseg.errors import InputError
 from jaxseg.files import read_json
 
@@ -23,7 +24,7 @@ UNDERSTOOD = (
     "CASE_seg.nii.gz"
 )
 PER_CASE, DEEPER, COLLECTIONS = "a folder per case", "a folder per case, deeper", "folders of cases"
-MOST_CHANNELS = 8  # of a case in a folder that lies alone
+NESTED = "a folder per case, with cases in it"  # the outer folder is the patient
 
 
 class NothingFound(InputError):
@@ -54,19 +55,22 @@ def recognise(folder: Path, label: str | None) -> tuple[list[Found], Declared, s
         return _found_something(folder, beside), Declared(), "images and labels"
     holding, flat = [path for path in subfolders if scans_in(path)], scans_in(folder)
     if flat and holding:
-        raise InputError(
-            f"{folder}: holds both scans ({flat[0].name}, …) and folders with scans ({holding[0].name}/, …); "
-            "give the one or the other, or move them apart"
-        )
+        raise _mixture(folder, flat[0], holding[0])
     if flat:
         return _found_something(folder, _flat(flat, label)), Declared(), "flat folder"
-    if all(path in holding or not _scans_below(path) for path in subfolders) and holding:
+    if all(path in holding or not scans_below(path) for path in subfolders) and holding:
         collected = _collections(holding, label)
         if collected is not None:
+            for path in holding:
+                if inner := next((each for each in subfolders_of(path) if scans_below(each)), None):
+                    raise _mixture(path, scans_in(path)[0], inner)
             return _found_something(folder, collected), Declared(), COLLECTIONS
         labels, files = labels_beside(holding, {path.name for path in holding})
-        per_case = [file for path in holding if path not in labels for file in files_of_case(path, label)]
-        return _found_something(folder, per_case + files), Declared(), PER_CASE
+        cases = [path for path in holding if path not in labels]
+        per_case = [file for path in cases for file in files_of_case(path, label)]
+        within = _without_strange(folder, per_case, files_within(folder, cases, label))
+        kind = NESTED if {file.case for file in within} - {path.name for path in cases} else PER_CASE
+        return _found_something(folder, per_case + within + files), Declared(), kind
     return _found_something(folder, files_below(folder, label)), Declared(), DEEPER
 
 
@@ -92,8 +96,29 @@ def _collections(folders: list[Path], label: str | None) -> list[Found] | None:
     return [dataclasses.replace(file, case=f"{path.name}_{file.case}") for path, files in flat.items() for file in files]
 
 
-def _scans_below(folder: Path) -> bool:
-    return any(scans_in(below) for below, _ in walk(folder))
+def _mixture(folder: Path, scan: Path, inner: Path) -> InputError:
+    return InputError(
+        f"{folder}: holds both scans ({scan.name}, …) and folders with scans ({inner.name}/, …); give the one or the other, or move them apart"
+    )
+
+
+def _without_strange(root: Path, outer: list[Found], within: list[Found]) -> list[Found]:
+    """Of files that lie within cases: those of the cases themselves, and of cases with a channel that the outer ones have (another visit).
+
+    Others (things derived from the scans, most likely) are passed over with a warning that names them.
+    """
+    cases = {file.case for file in outer}
+    channels = {file.channel.lower() for file in outer if file.role == "image"}
+    known = cases | {file.case for file in within if file.role == "image" and file.channel.lower() in channels}
+    strange = sorted({str(file.path.parent.relative_to(root)) for file in within if file.case not in known})
+    if strange:
+        warnings.warn(
+            f"{root}: the scans in {len(strange)} folders within cases are passed over, since none of them is called after a channel of the cases: "
+            f"{', '.join(strange[:5])}{', …' if len(strange) > 5 else ''}; if they are scans of their own, call them as the others are called",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return [file for file in within if file.case in known]
 
 
 def read_declared(path: Path) -> Declared:
@@ -143,14 +168,14 @@ def _from_dataset(root: Path, declared: Declared) -> tuple[list[Found], str]:
     data: Any = read_json(root / "dataset.json")
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
     if isinstance(data.get("training"), list) and all(isinstance(item, dict) for item in data["training"]) and "channel_names" not in data:
-        numbered = any(re.search(r"_\d{4}$", stem(path)) for path in folders for path in _image_files(path))
-        if not numbered:
+        images, labels = ({stem(path) for path in folders for path in _files_if(path, kinds)} for kinds in (IMAGES, LABELS))
+        if not numbers_are_channels(images, labels, declared=True):
             return _decathlon(root, data, declared), "Medical Decathlon"
     return images_and_labels(folders, declared.channels), "nnU-Net"
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return scans_in(folder) if folder.name.lower() in IMAGES else []
+def _files_if(folder: Path, called: Collection[str]) -> list[Path]:
+    return scans_in(folder) if folder.name.lower() in called else []
 
 
 def _decathlon(root: Path, data: dict[str, Any], declared: Declared) -> list[Found]:
@@ -181,9 +206,8 @@ def _flat(paths: list[Path], label: str | None) -> list[Found]:
         if head and not last.isdigit():
             heads.setdefault(last, set()).add(head)
     shared = frozenset(last for last, cases in heads.items() if len(cases) > 1)
-    split = {name: split_name(name, shared) for name in names}
-    if all(re.search(r"[_-]\d{4}$", name) for name in names) and len({case for case, _ in split.values()}) == 1 and len(names) > 4:
-        split = {name: (name, "") for name in names}  # case_0001, case_0002, …: these count cases, not channels
+    numbered = numbers_are_channels(names)
+    split = {name: split_name(name, shared, numbered=numbered) for name in names}
     files = [
         Found(path, split[name][0], role_of(split[name][1]), split[name][1] or "image") for path, name in zip(paths, names, strict=True)
     ]

@@ -4,6 +4,7 @@ Called by `layouts` and its parts, and by the index.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,8 @@ _MODALITIES = {
 _MODALITY_OF = {word: modality for modality, words in _MODALITIES.items() for word in words.split()}
 _CHANNEL_WORDS = {*_MODALITY_OF, "image", "img", "scan", "volume", "orig"}
 _BODY_MASK = re.compile(r"(^|[^a-z])(brain|body|head|bet|skull|foreground|air|valid)[ _.-]?mask", re.IGNORECASE)
+_NUMBERED = re.compile(r"(.+)_(\d{4})")
+MOST_CHANNELS = 8  # of a case whose channels nothing declares
 _ANONYMISED = re.compile(r"(^|(?<=[^a-z]))(anon|anonymi[sz](ed|ation)|defac(ed?|ing))[ _.-]?mask(?![a-z])", re.IGNORECASE)
 
 Role = Literal["image", "label", "mask"]
@@ -65,7 +68,7 @@ def modality(name: str) -> str | None:
 
 def modality_of_file(name: str) -> str | None:
     """The modality that a file name without suffixes states after its case's id, or as its only word: PT_003 is a patient and no PET."""
-    rest = split_name(name)[1]
+    rest = split_name(name, numbered=True)[1]
     return modality(rest or name) if rest or len(tokens(name)) == 1 else None
 
 
@@ -100,22 +103,72 @@ def is_called(file: Found, name: str) -> bool:
     return name in {full, file.channel.lower()} or full.endswith((f"_{name}", f"-{name}"))
 
 
-def split_name(name: str, shared: frozenset[str] = frozenset()) -> tuple[str, str]:
-    """(case id, the rest) of a flat file name: trailing words that name a modality, a label, a channel number or are `shared` come off."""
+def split_number(name: str) -> tuple[str, int] | None:
+    """("case_1", 3) of case_1_0003; None for a name that ends in no four digits."""
+    found = _NUMBERED.fullmatch(name)
+    return None if found is None else (found[1], int(found[2]))
+
+
+def numbers_are_channels(names: Collection[str], owners: Collection[str] = (), *, declared: bool = False) -> bool:
+    """Whether the four digits at the end of these names, all of a folder's, are nnU-Net's channel numbers rather than part of the case's name.
+
+    Labels decide first: one that belongs to a whole name (case_0001, case_0001_seg) says that numbers count cases, one that belongs to what comes
+    before the number (case_1_0000, case_1) that they are channels. Else they are channels where they run from 0000 without a gap, no further than
+    a case has channels, and at least half of the cases have them all. Of a lone case that is known only where its name has a digit of its own
+    (BRATS_001_0000 and _0001, but not scan_0000 and scan_0001), or there is no other number than 0000.
+
+    Args:
+        names: names of files without their suffixes.
+        owners: names that labels in another folder belong to.
+        declared: a dataset.json names the channels, so that any number is one unless a label says otherwise.
+    """
+    numbered = {name: found for name in names if (found := split_number(name))}
+    apart = (split_name(name, numbered=False) for name in names if name not in numbered)
+    owners = {*owners, *(case for case, rest in apart if role_of(rest) != "image")}
+    if not numbered or owners & numbered.keys():
+        return False
+    if declared or owners & {case for case, _ in numbered.values()}:
+        return True
+    channels_of: dict[str, set[int]] = {}
+    for case, number in numbered.values():
+        channels_of.setdefault(case, set()).add(number)
+    channels = set(range(max(number for _, number in numbered.values()) + 1))
+    if len(channels) > MOST_CHANNELS or set().union(*channels_of.values()) != channels:
+        return False
+    if len(channels_of) == 1:
+        return len(channels) == 1 or any(character.isdigit() for character in next(iter(channels_of)))
+    return 2 * sum(found == channels for found in channels_of.values()) >= len(channels_of)
+
+
+def split_name(name: str, shared: frozenset[str] = frozenset(), *, numbered: bool | None = None) -> tuple[str, str]:
+    """(case id, the rest) of a flat file name: trailing words that name a modality, a label, a channel number or are `shared` come off.
+
+    Four digits at the end are a channel where `numbered`, which is for `numbers_are_channels` of the whole folder to say; None: by this name alone.
+    """
     if (mask := _ANONYMISED.search(name)) and mask.start():
-        case, channel = split_name(name[: mask.start()].rstrip("_-. "), shared)
+        case, channel = split_name(name[: mask.start()].rstrip("_-. "), shared, numbered=numbered)
         return case, f"{channel}_{name[mask.start() :]}".lstrip("_")
     parts = re.split(r"([_\-. ]+)", name)
     cut = len(parts)
-    while cut > 2 and (_is_suffix(parts[cut - 1], cut == len(parts)) or (cut == len(parts) and parts[-1] in shared)):
+    if _ends_in_channel(name, parts, numbered) or (cut > 2 and parts[-1] in shared):
+        cut -= 2
+    while cut > 2 and _is_suffix(parts[cut - 1]):
         cut -= 2
     return "".join(parts[: max(cut, 1)]), "".join(parts[cut + 1 :])
 
 
-def _is_suffix(word: str, last: bool) -> bool:
+def _ends_in_channel(name: str, parts: list[str], numbered: bool | None) -> bool:
+    """Also where a label's word comes before the number: case_seg_0001 is no image, whatever the number counts."""
+    found = split_number(name)
+    if found is None:
+        return False
+    of_label = len(parts) > 4 and role_of(parts[-3]) != "image" and found[1] < 1000
+    return of_label or (numbers_are_channels([name]) if numbered is None else numbered)
+
+
+def _is_suffix(word: str) -> bool:
     word = word.lower()
-    known = word in _CHANNEL_WORDS or word in _LABEL_WORDS or role_of(word) != "image" or word in {"brain", "body", "head"}
-    return known or (last and re.fullmatch(r"0\d{3}", word) is not None)
+    return word in _CHANNEL_WORDS or word in _LABEL_WORDS or role_of(word) != "image" or word in {"brain", "body", "head"}
 
 
 def with_label_said(file: Found, label: str | None) -> Found:

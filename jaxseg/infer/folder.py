@@ -104,19 +104,30 @@ def segment_folder(
         (case id, reason) of the cases that could not be segmented.
 
     Raises:
-        InputError: no scan was found, none of them could be segmented, or a file that was not made here would be written over.
+        InputError: no scan was found, none of them could be segmented, a file that was not made here would be written over, or scans lie in `out`
+            itself (it may lie below them).
         CheckpointError: the model folder is damaged.
     """
     network = load_model(model)
     cases = _files_as_case(network, scans) if all(path.is_file() for path in scans) else _folders_as_cases(network, scans)
     for case in cases:
         Predictions(Path(out)).refuse_strange(case)
+    _refuse_folder_of_scans(Path(out), scans, cases)
     options: dict[str, Any] = {"overlap": overlap, "batch": batch, "allow_missing": allow_missing, "skip_air": skip_air}
     left_out = segment_cases(network, cases, Path(out), **options, progress=progress)
     if len(left_out) == len(cases):
         case, reason = left_out[0]
         raise InputError(f"none of the {len(cases)} cases could be segmented; {case}: {reason}")
     return left_out
+
+
+def _refuse_folder_of_scans(out: Path, scans: Sequence[Path], cases: Sequence[Case]) -> None:
+    """InputError where predictions would lie among scans, to be taken for scans the next time."""
+    folders = {path.resolve() for path in scans} | {path.resolve().parent for case in cases for path in case.images.values()}
+    if out.resolve() in folders:
+        raise InputError(
+            f"{out}: this is a folder of scans, and labels must not lie among them; choose another --out, such as {out / 'predictions'}"
+        )
 
 
 def _folders_as_cases(model: Model, scans: Sequence[Path]) -> list[Case]:

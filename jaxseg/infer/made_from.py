@@ -1,7 +1,8 @@
 """The label files of a folder, and of what each was made: kept only where the same would be made again. Called by `folder`.
 
 Beside the predictions `ID.nii.gz` a hidden folder `.made_from` holds one small JSON file for each: that it is unfinished while it is written, then hashes
-and settings, no path. So several processes may fill in one folder, a kill costs one case at most, and `evaluate` sees label files alone.
+and settings, no path. So several processes may fill in one folder, a kill costs one case at most, `evaluate` sees label files
+alone, and predictions that lie below the scans are not taken for scans.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxseg.data.case_folders import MADE_FROM
 from jaxseg.data.cases import Case
 from jaxseg.data.io import save_volume
 from jaxseg.data.recipe import Recipe
@@ -19,7 +21,6 @@ from jaxseg.errors import InputError
 from jaxseg.files import read_json, storage_errors, write_json
 from jaxseg.zoo import Model
 
-FOLDER = ".made_from"
 # Raised when segmenting the same scan with the same model comes to mean something else.
 FORMAT = 1
 
@@ -103,4 +104,4 @@ class Predictions:
             self._record(case).unlink(missing_ok=True)
 
     def _record(self, case: Case) -> Path:
-        return self.folder / FOLDER / f"{file_stem(case.id)}.json"
+        return self.folder / MADE_FROM / f"{file_stem(case.id)}.json"

@@ -1,11 +1,12 @@
 """Folders as people lay them out are sorted into cases by names alone; what is ambiguous is refused with the names."""
 
 import json
+from collections import Counter
 
 import pytest
 
 from jaxseg.data.cases import find_cases
-from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file, role_of, split_name
+from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file, numbers_are_channels, role_of, split_name
 from jaxseg.errors import InputError
 
 
@@ -61,6 +62,51 @@ def test_flat_folder_of_single_files(lay):
     found = find_cases(lay(*[f"many/case_{i:04}.nii.gz" for i in range(12)]) / "many")
     assert len(found) == 12 and found.channels == ("image",) and found.cases[3].id == "case_0003"
     assert find_cases(lay("nn/a_0000.nii.gz", "nn/a_0001.nii.gz", "nn/b_0000.nii.gz") / "nn").channels == ("0000", "0001")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(
+    ("names", "cases"),
+    [
+        (["images/case_{}"] * 6, 6),
+        (["images/case_{}"] * 6 + ["labels/case_{}"] * 2, 6),
+        (["images/case_{}"] * 3 + ["labels/case_{}_seg"] * 2, 3),
+        (["images/img_{}"] * 3 + ["labels/label_{}"] * 1, 3),
+        (["images/lung_tumor_{}"] * 3, 3),
+        (["scan_{}"] * 4, 4),
+        (["case_{}", "case_{}_seg"], 1),
+        (["T1/case_{}", "labels/case_{}_seg"], 1),
+        (["siteA/case_{}"] * 10, 10),
+    ],
+)
+def test_numbers_of_four_digits_may_count_cases(lay, names, cases, first):
+    seen = Counter()
+    files = []
+    for name in names:
+        files.append(f"{name.format(f'{first + seen[name]:04}')}.nii.gz")
+        seen[name] += 1
+    found = find_cases(lay(*files))
+    assert len(found) == cases and len(found.channels) == 1 and all(case.id[-4:].isdigit() for case in found)
+    assert len(found.labelled) == sum("labels" in name or "_seg" in name for name in names)
+    assert len({case.patient or case.id for case in found}) == cases
+
+
+def test_which_numbers_of_four_digits_are_channels():
+    def channels(*names, owners=()):
+        return numbers_are_channels(names, owners)
+
+    assert channels("a_0000", "b_0000") and channels("a_0000", "a_0001", "b_0000", "b_0001")
+    assert channels("a_0000", "a_0001", "b_0000") and channels("a_0000", "a_0001", "b_0001")  # some lack a channel
+    assert channels("BRATS_001_0000", "BRATS_001_0001") and channels("a_0000") and channels("a_0001", owners=["a"])
+    assert channels("a_0000", "a_0001", "a_seg") and not channels("a_0000", "a_0000_seg", "b_0000")
+    assert not channels("A_0001", "A_0002", "B_0001", "B_0002")  # from 1
+    assert not channels("a_0000", "a_0002", "b_0000", "b_0002")  # a gap
+    assert not channels("a_0000", "b_0001", "c_0002") and not channels("a_0000", "a_0001")
+    assert not channels(*(f"{site}_{number:04}" for site in "AB" for number in range(9))) and not channels("a", "b")
+
+
+def test_a_folder_per_case_keeps_numbers_as_channels(lay):
+    assert find_cases(lay(*[f"p{i}/p{i}_000{c}.nii" for i in (1, 2) for c in (0, 1)])).channels == ("0000", "0001")
 
 
 def test_folder_per_case(lay):
@@ -129,6 +175,10 @@ def test_decathlon(lay):
     assert set(found.cases[0].images.values()) == {folder / "imagesTr/B_1.nii.gz"} and found.cases[1].split == "test"
     turned = find_cases(folder, channels=["T1w"]).cases[0]
     assert list(turned.images) == ["T1w"] and turned.packed == ("FLAIR", "T1w")
+    data["training"] = [{"image": "imagesTr/B_0001.nii.gz", "label": "labelsTr/B_0001.nii.gz"}]
+    data["test"] = []
+    counted = find_cases(lay("imagesTr/B_0001.nii.gz", "labelsTr/B_0001.nii.gz", dataset=data))
+    assert counted.kind == "Medical Decathlon" and counted.channels == ("FLAIR", "T1w") and [case.id for case in counted] == ["B_0001"]
     data["training"][0]["image"] = "../../secret.nii.gz"
     with pytest.raises(InputError, match="is not a file inside this folder"):
         find_cases(lay(dataset=data))
@@ -293,6 +343,41 @@ def test_folders_of_several_cases_each(lay):
     assert [case.patient for case in plain] == [None] * 3
     one = find_cases(lay(*[f"one/all/p{i:02}.nii" for i in range(20)]) / "one")
     assert [case.id for case in one] == [f"p{i:02}" for i in range(20)] and one.channels == ("image",)
+
+
+def test_folders_within_cases_are_read(lay):
+    names = ("T1", "labels/tumour", "followup/T1", "followup/labels/tumour")
+    folder = lay(*[f"n/p{i}/{name}.nii" for i in (1, 2) for name in names if (i, name) != (2, names[3])]) / "n"
+    found = find_cases(folder)
+    assert [case.id for case in found] == ["p1", "p1_followup", "p2", "p2_followup"] and found.channels == ("T1",)
+    assert [case.patient for case in found] == ["p1", "p1", "p2", "p2"]
+    assert [str(case.label.relative_to(folder)) for case in found.labelled] == [
+        f"p{n}/tumour.nii" for n in ("1/labels", "1/followup/labels", "2/labels")
+    ]
+    labelled = find_cases(lay(*[f"l/{name}.nii" for name in ("p1/T1", "p1/labels/tumour", "p2/T1")]) / "l")
+    assert [(case.id, case.label is not None, case.patient) for case in labelled] == [("p1", True, None), ("p2", False, None)]
+    beside = find_cases(lay(*[f"b/{name}.nii" for name in ("p1/T1", "p1/T2/x", "p2/T1", "labels/p2")]) / "b")
+    assert [list(case.images) for case in beside] == [["T1", "T2"], ["T1"]] and [case.id for case in beside.labelled] == ["p2"]
+
+
+def test_things_derived_from_scans_are_passed_over_by_name(lay):
+    folder = lay("p1/T1.nii", "p1/warps/jacobian.nii", "p1/old/seg.nii", "p2/T1.nii")
+    with pytest.warns(RuntimeWarning, match=r"scans in 2 folders within cases are passed over.*: p1/old, p1/warps; if they are scans"):
+        assert [(case.id, list(case.images), case.label) for case in find_cases(folder)] == [("p1", ["T1"], None), ("p2", ["T1"], None)]
+    with pytest.raises(InputError, match=r"p1/b and p1_b would both be case p1_b|p1_b and p1/b would both be case p1_b"):
+        find_cases(lay("same/p1/T1.nii", "same/p1/b/T1.nii", "same/p1_b/T1.nii") / "same")
+    with pytest.raises(InputError, match=r"siteA: holds both scans \(U1_T1.nii, …\) and folders with scans \(labels/, …\)"):
+        find_cases(lay("s/siteA/U1_T1.nii", "s/siteA/U2_T1.nii", "s/siteA/labels/U1.nii", "s/siteB/U3_T1.nii") / "s")
+
+
+def test_only_folders_of_predictions_are_no_scans(lay):
+    folder = lay("a/T1.nii", "b/T1.nii", "pred/a.nii", "pred/.made_from/a.json", "b/out/b.nii", "b/out/.made_from/b.json")
+    assert [case.id for case in find_cases(folder)] == ["a", "b"]
+    corrected = find_cases(lay(*[f"c/{name}" for name in ("images/a.nii", "labels/a.nii", "labels/.made_from/a.json")]) / "c")
+    assert [case.id for case in corrected.labelled] == ["a"]
+    above = lay(*[f"d/{name}" for name in ("site/a.nii", "site/.made_from/a.json", "site/p1/T1.nii", "site/p2/T1.nii")]) / "d"
+    with pytest.warns(RuntimeWarning, match="passed over.*: site/p1, site/p2"):  # never without a word
+        assert [case.id for case in find_cases(above)] == ["site"]
 
 
 def test_folders_deeper_than_one_level_are_cases(lay):

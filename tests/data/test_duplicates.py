@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from jaxseg.audit import audit, refuse_overlap
 from jaxseg.cli import main
-from jaxseg.data.archive import index_archive
+from jaxseg.data.archive import index_archive, read_index
 from jaxseg.data.cases import find_cases
 from jaxseg.data.duplicates import EXTENT, LIKENESS, find_overlaps, scans_of_card, scans_of_cases, scans_of_index, scans_of_store
 from jaxseg.data.fingerprint import BYTES, fingerprint, unpack
@@ -132,6 +133,28 @@ def test_a_channel_of_a_4d_file_is_known_where_it_is_a_file_of_its_own(heads, tm
 def test_an_index_and_itself_share_every_image(two, tmp_path):
     index_archive(two / "one", tmp_path / "one")
     assert audit(tmp_path / "one", tmp_path / "one").counts()["same content"] == 6
+
+
+def test_patients_whose_names_end_in_four_digits_are_not_taken_for_one(two, tmp_path):
+    for first, name in ((1, "one"), (11, "two")):
+        for number, file in enumerate(sorted((two / name).rglob("T*.nii.gz"))[:2]):
+            (tmp_path / name).mkdir(exist_ok=True)
+            shutil.copy(file, tmp_path / name / f"PANCREAS_{first + number:04d}.nii.gz")
+        index_archive(tmp_path / name, tmp_path / f"index {name}", salt=None)
+    found = audit(tmp_path / "index one", tmp_path / "index two")
+    assert "same patient" not in kinds(found)
+    assert audit(tmp_path / "index one", tmp_path / "index one").counts()["same content"] == 2
+    index_archive(tmp_path / "one", tmp_path / "again", salt=None)
+    assert (
+        len(
+            [
+                scan
+                for scan in scans_of_index(read_index(tmp_path / "again"))
+                if any(name.startswith("PANCREAS_000") for name in scan.patients)
+            ]
+        )
+        == 2
+    )
 
 
 def test_strangers_share_nothing(two, tmp_path, capsys):

@@ -64,6 +64,19 @@ def test_layouts_say_whose_scan_it_is(tmp_path, name, patient, study, role):
     assert (owner.patient, owner.study, owner.role) == (patient, study, role)
 
 
+def test_numbers_that_count_cases_keep_patients_apart_also_where_an_index_goes_on(tmp_path, reads):
+    flat = put(tmp_path / "flat", *(f"PANCREAS_{number:04d}.nii.gz" for number in range(1, 5)))
+    assert len({row["patient"] for row in index_archive(flat, tmp_path / "out").rows}) == 4
+    root = put(tmp_path / "in", "imagesTr/a_0000.nii", "imagesTr/a_0001.nii", "imagesTr/b_0000.nii", "labelsTr/a.nii", "labelsTr/b.nii")
+    keys = {Path(row["path"]).name: row["patient"] for row in index_archive(root, tmp_path / "nn").rows}
+    assert set(keys.values()) == {patient_key("a"), patient_key("b")} and keys["a_0001.nii"] == patient_key("a")
+    put(root, *(f"imagesTr/{name}.nii" for name in ("c_0003", "d_0007")))  # so these are no channels
+    reads.clear()
+    resumed = index_archive(root, tmp_path / "nn", resume=True)
+    assert sorted(reads) == ["a_0000.nii", "a_0001.nii", "b_0000.nii", "c_0003.nii", "d_0007.nii"]
+    assert resumed == index_archive(root, tmp_path / "whole")
+
+
 def test_the_modality_comes_with_its_evidence(tmp_path):
     put(tmp_path / "in", "sub-01/anat/sub-01_ce-gd_T1w.nii.gz", "p1/flair.nii.gz", "p2/CT/scan.nii.gz", "p3/x.nii.gz", "p4/y_seg.nii.gz")
     values = np.where(RNG.uniform(size=(9, 9, 9)) < 0.5, -1000, 40 + RNG.normal(0, 9, (9, 9, 9))).astype(np.int16)

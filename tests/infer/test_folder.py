@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from jaxseg.data.cases import find_cases
 from jaxseg.errors import InputError
 from jaxseg.files import read_json, write_json
 from jaxseg.infer import folder as infer_folder
@@ -161,6 +162,30 @@ def test_labels_are_never_written_over_a_file_of_their_case(models, scans, tmp_p
         with pytest.raises(InputError, match="case_0.nii.gz: this file .*case case_0.*choose another --out"):
             segment_folder(models[0], [tmp_path / "flat"], tmp_path / "flat" / folder, allow_missing=True)
         assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("layout", ["a folder per case", "one case", "flat", "in a case"])
+def test_predictions_below_the_scans_are_not_taken_for_scans(models, scans, tmp_path, segmented, layout):
+    out = scans / "case_0" / "pred" if layout == "in a case" else scans / "pred"
+    if layout == "one case":
+        shutil.rmtree(scans / "case_1")
+    if layout == "flat":
+        for file in sorted(scans.glob("*/T?.nii.gz")):
+            file.rename(scans / f"{file.parent.name}_{file.name}")
+        for folder in ("case_0", "case_1"):
+            shutil.rmtree(scans / folder)
+    before = [case.id for case in find_cases(scans)]
+    for _ in range(2):
+        assert segment_folder(models[0], [scans], out) == []
+    assert len(segmented) == len(before) and [case.id for case in find_cases(scans)] == before
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == [f"{case}.nii.gz" for case in before]
+
+
+def test_predictions_among_the_scans_are_refused(models, scans, segmented):
+    for out in (scans, scans / "case_1"):
+        with pytest.raises(InputError, match="this is a folder of scans.*choose another --out, such as .*predictions"):
+            segment_folder(models[0], [scans], out)
+    assert not segmented and not list(scans.rglob(".made_from"))
 
 
 def test_a_file_that_was_not_made_here_is_never_written_over_or_removed(models, scans, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxseg.data.archive.known import KnownRows
 from jaxseg.data.archive.readers import read_rows
-from jaxseg.data.archive.scan_row import Row, Settings
+from jaxseg.data.archive.scan_row import Row, Settings, Task, owner_keys
 from jaxseg.data.archive.spread import gather_spread
 from jaxseg.data.archive.table import FILE, VERSION, Index, metadata, stream_rows, write_part, write_table
 from jaxseg.data.archive.totals import Totals
@@ -75,12 +75,20 @@ def index_archive(
         about = _about(settings)
         known = KnownRows(_tables(out) if resume else [], about)
         parts = _next_parts(out, resume)
-        items = (known.find(task) or task for number, root in enumerate(listed) for task in tasks_below(root, number, settings.rules))
+        items = (
+            _kept(task, known, settings) or task for number, root in enumerate(listed) for task in tasks_below(root, number, settings.rules)
+        )
         rows = read_rows(items, settings, processes=processes, threads=threads)
         _write_parts(parts, rows, about, sum(map(count_files, listed)) if progress else 0, progress)
         totals = _assemble(out, parts, about, settings)
         shutil.rmtree(out / _PARTS)
     return Index(out, totals.scans, totals.ok)
+
+
+def _kept(task: Task, known: KnownRows, settings: Settings) -> Row | None:
+    """The known row of a scan; None where whose it is reads otherwise now, as where files were added that tell what a number in its name counts."""
+    row = known.find(task)
+    return row if row is not None and owner_keys(task, settings).items() <= row.items() else None
 
 
 def _salt(out: Path, salt: str | None) -> str:

@@ -41,8 +41,8 @@ def is_counted(name: str) -> bool:
     return _COUNTED.fullmatch(name) is not None
 
 
-def owner_of(path: Path, root: Path) -> Owner:
-    """Whose scan lies at `path` below `root`.
+def owner_of(path: Path, root: Path, *, numbered: bool | None = None) -> Owner:
+    """Whose scan lies at `path` below `root`; `numbered` says of its folder what `numbers_are_channels` does (None: what that says of its name alone).
 
     In this order: the BIDS subject; a folder whose name the file's repeats (BraTS); inside images/ or labels/ the folder below that or
     the file's own name (nnU-Net, Medical Decathlon); the topmost folder that could be a patient's, one with a number (STS_001) before
@@ -58,7 +58,7 @@ def owner_of(path: Path, root: Path) -> Owner:
     repeated = next((folder for folder in reversed(inner) if name.lower().startswith(folder.lower()) and not _generic(folder)), None)
     folder = repeated or _patient_folder(inner, name)
     if folder is None:
-        case = split_name(name)[0]
+        case = split_name(name, numbered=numbered)[0]
         return Owner(case, case, _role(inner, name, ""))
     deeper = [other for other in inner[inner.index(folder) + 1 :] if not _generic(other)]
     return Owner(folder, "/".join([folder, *deeper[:1]]), _role(inner, name, folder))

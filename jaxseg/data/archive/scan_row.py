@@ -45,12 +45,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Task:
-    """A scan to read: its place, the number of its root, and size and time stamp of its files (bytes, ns) when it was found."""
+    """A scan to read: its place, the number of its root, and size and time stamp of its files (bytes, ns) when it was found.
+
+    `numbered` says of its folder what `numbers_are_channels` does; None where nobody has looked at that.
+    """
 
     ref: ScanRef
     root: int
     size: int
     mtime: int
+    numbered: bool | None = None
 
 
 def read_row(task: Task, settings: Settings) -> Row:
@@ -83,19 +87,25 @@ def died_row(task: Task, settings: Settings) -> Row:
     return _refused(_begin(task, settings)[0], task.ref, f"{task.ref.path}: {reason}")
 
 
+def owner_keys(task: Task, settings: Settings) -> Row:
+    """The row's keys of patient and study."""
+    owner = owner_of(task.ref.path, settings.roots[task.root], numbered=task.numbered)
+    return {
+        "patient": patient_key(task.ref.patient or owner.patient, settings.salt),
+        "study": patient_key(task.ref.study or owner.study, settings.salt),
+    }
+
+
 def _begin(task: Task, settings: Settings) -> tuple[Row, str]:
     """What is known before the scan is read, and the role that its path or DICOM class gives it."""
     ref, root = task.ref, settings.roots[task.root]
-    owner = owner_of(ref.path, root)
+    owner = owner_of(ref.path, root, numbered=task.numbered)
     # A DICOM object says itself what it is, whatever folder it lies in.
     role = {"DICOM": "image", "DICOM SEG": "label", "DICOM RTSTRUCT": "label"}.get(ref.format, owner.role)
     row: Row = dict.fromkeys(COLUMNS)
     row |= {"path": _printable(ref.path), "ok": False, "reason": "", "flags": [], "format": ref.format, "series": ref.key}
     row |= {"files": len(ref.files), "bytes": task.size, "mtime": task.mtime, "root": task.root}
-    row |= {
-        "patient": patient_key(ref.patient or owner.patient, settings.salt),
-        "study": patient_key(ref.study or owner.study, settings.salt),
-    }
+    row |= owner_keys(task, settings)
     declared = settings.declared.get(task.root, ())
     row["modality"], row["modality_from"] = guess_modality(ref, role, declared, folders_between(ref.path, root))
     return row, role

@@ -1,12 +1,14 @@
 """What there is to read below the roots of an archive. Called by `index`; opens nothing but DICOM headers, which only together are a scan."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from jaxseg.data.archive.scan_row import Task
 from jaxseg.data.io.decoded import Rules
-from jaxseg.data.io.scans import SUFFIXES, ScanRef, find_scans, walk
+from jaxseg.data.io.scans import SUFFIXES, ScanRef, find_scans, stem, walk
 from jaxseg.data.layouts import read_declared
+from jaxseg.data.scan_names import numbers_are_channels
 from jaxseg.errors import InputError
 
 _PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
@@ -33,13 +35,21 @@ def tasks_below(root: Path, number: int, rules: Rules) -> Iterator[Task]:
     """Every scan below a root, in the order of names; a zip or tar file that lies there comes with the reason why it is not opened."""
     packed = iter(_packed(root))
     following = next(packed, None)
-    for ref in find_scans(root, rules):
-        while following is not None and following.parent <= ref.path.parent and following < ref.path:
-            yield _task(ScanRef(following, "archive", (following,), reason=REFUSED), number)
-            following = next(packed, None)
-        yield _task(ref, number)
+    for _, refs in groupby(find_scans(root, rules), key=lambda ref: folder_of(ref.path, ref.format)):
+        refs = list(refs)
+        numbered = numbers_are_channels({stem(ref.path) for ref in refs})
+        for ref in refs:
+            while following is not None and following.parent <= ref.path.parent and following < ref.path:
+                yield _task(ScanRef(following, "archive", (following,), reason=REFUSED), number)
+                following = next(packed, None)
+            yield _task(ref, number, numbered)
     for path in (path for path in (following, *packed) if path is not None):
         yield _task(ScanRef(path, "archive", (path,), reason=REFUSED), number)
+
+
+def folder_of(path: Path, kind: str) -> Path:
+    """The folder whose names count for a scan of this format: a DICOM series is at a folder, and by itself."""
+    return path if kind.startswith("DICOM") else path.parent
 
 
 def count_files(root: Path) -> int:
@@ -62,7 +72,7 @@ def _packed(root: Path) -> Iterator[Path]:
         yield from (folder / name for name in names if name.lower().endswith(_PACKED))
 
 
-def _task(ref: ScanRef, root: int) -> Task:
+def _task(ref: ScanRef, root: int, numbered: bool | None = None) -> Task:
     size = mtime = 0
     for file in ref.files:
         try:
@@ -70,4 +80,4 @@ def _task(ref: ScanRef, root: int) -> Task:
         except OSError:
             continue
         size, mtime = size + found.st_size, max(mtime, found.st_mtime_ns)
-    return Task(ref, root, size, mtime)
+    return Task(ref, root, size, mtime, numbered)
