@@ -38,7 +38,7 @@ class FewLabelConfig:
         labels: N of the grid; "all" is the whole pool.
         draws, seeds: numbers of the draws and of the training seeds, apart from each other: seed s trains with `finetune.seed + s`.
         arms: what is compared, see `arms.ABOUT` and `arms.settings_of`.
-        scratch_layer_decay: of the arms from scratch; that of `finetune.optim` is for the pretrained ones.
+        scratch_layer_decay: of the arms from scratch; that of `finetune.optim` is for the pretrained ones, as are its `decoder_first` and `freeze`.
         partial_every, partial_axis: the slices that are contoured in the arm `partial`.
         pretraining_share: the part of the pretraining's wall time that an arm of equal time is given beside that of fine-tuning: 1 for all of it, as
             if it served one cell, less where it serves many.

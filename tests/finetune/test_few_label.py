@@ -189,6 +189,19 @@ def test_only_pretrained_encoders_learn_more_slowly_towards_their_input():
     assert settings_of(arms["scratch"], again, labels=1, seed=0, spacing=(1, 1, 1)).optim.layer_decay == 0.75
 
 
+def test_only_pretrained_encoders_are_held_back(untrained):
+    """What spares an encoder that knows something would handicap one that does not: a pretraining of no steps is scratch to the bit."""
+    study = FewLabelConfig(finetune=FinetuneConfig(optim=OptimConfig(decoder_first=5, freeze=("encoder.embed",))))
+    spared = ("untrained", "pretrained_mae", "partial_mae", "frozen_mae")
+    arms = arms_of(("scratch", "no_transformer", "resenc", "untrained", "pretrained", "partial", "frozen"), ("mae=a", f"none={untrained}"))
+    made = {arm.name: settings_of(arm, study, labels=1, seed=0, spacing=(1, 1, 1)) for arm in arms}
+    assert {name: settings.optim.decoder_first for name, settings in made.items()} == {name: 5 * (name in spared) for name in made}
+    assert {name for name, settings in made.items() if "encoder.embed" in settings.optim.freeze} == set(spared)
+    assert made["frozen_mae"].optim.freeze == ("encoder.embed", "encoder") and made["frozen_none"].optim.freeze == ("encoder",)
+    assert dataclasses.replace(made["pretrained_none"], init="") == made["scratch"]
+    assert dataclasses.replace(made["pretrained_mae"], init="") == made["untrained"]
+
+
 def test_cells_of_before_there_were_these_settings_are_gone_on_with(data, tmp_path):
     """What a younger version knows in addition is not in the settings that a cell was measured with."""
     config = study(data, tmp_path, cells="N=1 draws=0 arms=scratch")
