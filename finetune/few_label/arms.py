@@ -73,8 +73,8 @@ def arms_of(kinds: Sequence[ArmKind], pretrained: Sequence[str]) -> tuple[Arm, .
         if kind in PACED and not {"pretrained", PACED[kind]} <= set(kinds):
             raise ConfigError(f"the steps of {kind} follow from the seconds of the arms pretrained and {PACED[kind]}: ask for those, too")
         for given in pretrained:
-            named = _NAMED.fullmatch(given)
-            end, folder = (f"_{named[1]}", named[2]) if named else ("", given)
+            name, folder = named_folder(given)
+            end = f"_{name}" if name else ""
             arms.append(
                 Arm(kind + end, kind, given=f"pretrained{end}", pretraining=folder) if kind in PACED else Arm(kind + end, kind, folder)
             )
@@ -82,6 +82,12 @@ def arms_of(kinds: Sequence[ArmKind], pretrained: Sequence[str]) -> tuple[Arm, .
     if len(set(names)) < len(names):
         raise ConfigError(f"two arms have one name ({', '.join(names)}): name the pretrainings, --pretrained NAME=FOLDER NAME=FOLDER")
     return tuple(arms)
+
+
+def named_folder(given: str) -> tuple[str, str]:
+    """(NAME, FOLDER) of a pretraining given as NAME=FOLDER, ("", FOLDER) of one without a name. A name has letters, digits and "_" alone."""
+    found = _NAMED.fullmatch(given)
+    return (found[1], found[2]) if found else ("", given)
 
 
 def describe(arm: Arm, study: FewLabelConfig) -> str:
