@@ -17,8 +17,10 @@ from finetune.few_label.arms import SEMI, arms_of, describe, settings_of
 from finetune.few_label.cells import choose_cells, grid_of
 from finetune.few_label.study import run_study
 from finetune.few_label.subsets import make_split
+from jaxseg.data import duplicates
 from jaxseg.data.archive import index_archive
 from jaxseg.data.augment import Augment
+from jaxseg.data.catalog import open_store
 from jaxseg.errors import ConfigError, Preempted, TrainingError
 from jaxseg.files import read_json
 from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
@@ -441,6 +443,62 @@ def test_a_pretraining_that_saw_test_cases_is_refused(data, untrained, tmp_path)
     config = study(data, tmp_path / "out", split=str(tmp_path / "split.json"), labels=(1,), draws=(0,), arms=("pretrained",))
     with pytest.raises(ConfigError, match="alike|has seen"):
         run_study(dataclasses.replace(config, pretrained=(str(untrained.parent),), allow_overlap=False), measure=Pretended())
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory):
+    """A store of three subjects, the first with two sessions, and a study of it that is given a split."""
+    folder = tmp_path_factory.mktemp("sessions")
+    for case, name in zip(
+        sorted(write_scans(folder / "made", 4, channels=("T1",)).iterdir()), ("01_ses-1", "01_ses-2", "02_ses-1", "03_ses-1")
+    ):
+        subject, session = name.split("_")
+        for kind, suffix in (("T1", "T1w"), ("seg", "dseg")):
+            file = folder / "scans" / f"sub-{subject}" / session / "anat" / f"sub-{name}_{suffix}.nii.gz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            (case / f"{kind}.nii.gz").rename(file)
+    prepare_folder(folder / "scans", folder / "store", keep_names=True)
+    return folder
+
+
+def split_of_sessions(path, pretrain):
+    path.write_text(json.dumps({"pretrain": pretrain, "test": ["sub-01_ses-1"], "draws": [["sub-03_ses-1"]]}))
+    return str(path)
+
+
+def test_a_split_that_pretrains_on_a_test_patient_is_refused_whoever_uses_it(sessions, tmp_path):
+    """Also a patient's scan that this store does not have: pretraining may be done on another one."""
+    for other in ("sub-01_ses-2", "sub-01_ses-9"):
+        split = split_of_sessions(tmp_path / "split.json", [other, "sub-03_ses-1"])
+        config = study(sessions, tmp_path / "out", split=split, labels=(1,), draws=(0,), arms=("scratch",))
+        with pytest.raises(ConfigError, match=f"share 1 patients .{other} and sub-01_ses-1"):
+            run_study(config, measure=Pretended())
+
+
+def test_a_pretraining_on_another_scan_of_a_test_patient_is_found_by_its_hashes(sessions, untrained, tmp_path, monkeypatch):
+    """The card names nobody, but the study's own store has the scan, and so its patient; cases count once, though a card lists them twice."""
+    store = open_store(sessions / "store")
+    split = split_of_sessions(tmp_path / "split.json", ["sub-03_ses-1"])
+    config = study(sessions, tmp_path / "out", split=split, labels=(1,), draws=(0,), arms=("scratch", "pretrained"), max_minutes=0.0)
+    shutil.copytree(untrained, tmp_path / "model")
+    card = read_json(tmp_path / "model" / "model.json")
+    strangers = {16 * digit: 64 * digit for digit in "01"}
+
+    def audit(names, others, **changes):
+        card["training"] |= {"data": store.hashes(names) | others, "scans": store.contents(names)}
+        (tmp_path / "model" / "model.json").write_text(json.dumps(card))
+        found = run_study(dataclasses.replace(config, pretrained=(str(tmp_path / "model"),), **changes), measure=Pretended())
+        return found.content["audit"]["pretrained"], (found.folder / "index.html").read_text()
+
+    counts, page = audit(["sub-01_ses-2", "sub-02_ses-1"], {})
+    assert (counts["pretrain"], counts["same patient"], counts["patients unknown"]) == (2, 1, 0) and "1 of the same patient" in page
+    counts, page = audit(["sub-02_ses-1"], strangers)
+    assert (counts["pretrain"], counts["patients unknown"]) == (3, 2) and "of 2 cases the patient is unknown" in page
+    counts, page = audit([], strangers)
+    assert counts["patients unknown"] == 2 and "patients unknown" in page
+    monkeypatch.setattr(duplicates, "_alike", lambda *_: {})  # the balls are as like as copies
+    with pytest.raises(ConfigError, match=r"trained on and the test cases share 1 patients .sub-01_ses-2 and sub-01_ses-1"):
+        audit(["sub-01_ses-2"], {}, allow_overlap=False)
 
 
 @pytest.mark.slow
