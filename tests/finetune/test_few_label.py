@@ -355,6 +355,31 @@ def test_all_labels_are_measured_once_and_stand_beside_every_draw(data, tmp_path
     assert (at_one["scratch_labels"], at_one["bound"]) == (pytest.approx(2), "")  # between one label and all five
 
 
+def test_a_study_with_its_own_split_can_be_given_more_draws_later(data, tmp_path):
+    """A draw follows from the seed and its number, so that those measured already stay what they were."""
+    draws = (0, 1, 2, 3, 4, 5)
+    run_study(study(data, tmp_path, draws=draws[:1], labels=(1,)), measure=Pretended())
+    first = read_json(tmp_path / "split.json")
+    more = Pretended()
+    run_study(study(data, tmp_path, draws=draws, labels=(1,)), measure=more)
+    second = read_json(tmp_path / "split.json")
+    assert (len(first["draws"]), len(second["draws"]), len(more.calls)) == (5, 6, 10)
+    assert {**second, "draws": second["draws"][:5]} == first
+    run_study(study(data, tmp_path, draws=draws[:1], labels=(1,)), measure=Pretended(stop_at=0))
+    assert read_json(tmp_path / "split.json") == second
+    with pytest.raises(ConfigError, match="made of other cases or settings"):
+        run_study(study(data, tmp_path, split_seed=7), measure=Pretended())
+
+
+@pytest.mark.parametrize(
+    "axis", [{"draws": (-1, 4)}, {"labels": (1, 1, 2)}, {"labels": (0,)}, {"seeds": (0, 0)}, {"arms": ("scratch", "scratch")}]
+)
+def test_an_axis_with_a_value_twice_or_none_that_counts_is_refused(axis):
+    for name, values in (*axis.items(), *((name, ()) for name in axis)):
+        with pytest.raises(ConfigError, match=f"{name} is .*expected"):
+            FewLabelConfig(**{name: values})
+
+
 def test_an_unforeseen_error_fails_its_cell_alone(data, tmp_path):
     class Broken(Pretended):
         def __call__(self, settings, names, tests, recipe, *, overlap):
