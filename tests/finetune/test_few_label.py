@@ -15,6 +15,7 @@ from finetune.config import FinetuneConfig
 from finetune.few_label import FewLabelConfig
 from finetune.few_label.arms import SEMI, arms_of, describe, settings_of
 from finetune.few_label.cells import choose_cells, grid_of
+from finetune.few_label.program import run_program
 from finetune.few_label.study import run_study
 from finetune.few_label.subsets import make_split
 from jaxseg.data import duplicates
@@ -378,6 +379,14 @@ def test_an_axis_with_a_value_twice_or_none_that_counts_is_refused(axis):
     for name, values in (*axis.items(), *((name, ()) for name in axis)):
         with pytest.raises(ConfigError, match=f"{name} is .*expected"):
             FewLabelConfig(**{name: values})
+
+
+def test_an_interrupted_study_says_so_and_ends_with_the_exit_code_of_one_to_go_on_with(capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    assert run_program("few_label", ["brain"], interrupted) == 75
+    assert capsys.readouterr().err == "few_label: interrupted; the same command goes on where it was\n"
 
 
 def test_an_unforeseen_error_fails_its_cell_alone(data, tmp_path):
