@@ -175,7 +175,7 @@ def keep_own_split(config: FewLabelConfig, store: Store) -> Path:
 
 
 def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
-    """The test cases in the folder of scans, each with its label; ConfigError if one is missing or its label cannot be scored."""
+    """The test cases in the folder of scans, each with its label; ConfigError if one is missing, its label cannot be scored, or the store has none."""
     wanted = select_cases(store.names, f"{split}:test")
     if (Path(config.scans) / "scans.parquet").is_file():
         found = cases_of_index(config.scans, channels=store.recipe.channels, label=config.label_name).cases
@@ -188,6 +188,11 @@ def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
     if absent:
         raise ConfigError(
             f"{config.scans}: {len(absent)} of {len(wanted)} test cases have no scan with a label here: {', '.join(absent[:6])}"
+        )
+    late = [name for name in wanted if not store.entry(name).labelled]
+    if late:
+        raise ConfigError(
+            f"{config.store}: {len(late)} of {len(wanted)} test cases were labelled after the store was made ({', '.join(late[:6])}): prepare the scans again"
         )
     unusable = []
     for name in wanted:

@@ -381,6 +381,19 @@ def test_an_axis_with_a_value_twice_or_none_that_counts_is_refused(axis):
             FewLabelConfig(**{name: values})
 
 
+def test_a_test_case_that_was_labelled_after_the_store_was_made_is_refused(data, tmp_path):
+    shutil.copytree(data / "scans", tmp_path / "scans")
+    label = tmp_path / "scans" / "labels" / "case_0.nii.gz"
+    label.rename(tmp_path / label.name)
+    prepare_folder(tmp_path / "scans", tmp_path / "store")
+    (tmp_path / label.name).rename(label)
+    split = {"pretrain": ["case_1"], "test": ["case_0", "case_2"], "draws": [["case_1"]]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    config = study(data, tmp_path / "out", scans=str(tmp_path / "scans"), store=str(tmp_path / "store"), split=str(tmp_path / "split.json"))
+    with pytest.raises(ConfigError, match=r"1 of 2 test cases were labelled after .*case_0.*prepare the scans again"):
+        run_study(dataclasses.replace(config, labels=(1,), draws=(0,)), measure=Pretended())
+
+
 def test_an_interrupted_study_says_so_and_ends_with_the_exit_code_of_one_to_go_on_with(capsys):
     def interrupted(config):
         raise KeyboardInterrupt
