@@ -30,6 +30,7 @@ from finetune.floor import position_floor
 from finetune.side_by_side import Run
 from jaxseg.data.cases import Case, find_cases
 from jaxseg.data.catalog import Store, open_store
+from jaxseg.data.datasets import open_dataset
 from jaxseg.data.index_cases import cases_of_index
 from jaxseg.data.preprocess import check_label
 from jaxseg.data.pseudonyms import kept_salt, pseudonymous
@@ -37,7 +38,7 @@ from jaxseg.data.split import select_cases
 from jaxseg.data.staging import inputs_hash
 from jaxseg.errors import ConfigError, InputError, JaxsegError, Preempted, StorageError
 from jaxseg.files import lock_folder, read_json, sha256_of, write_json
-from jaxseg.prepare import NAMES
+from jaxseg.prepare import DRAWN, NAMES, ORIGIN
 
 Measure = Callable[..., dict[str, Any]]
 """What fills in a cell: `measure.measure`, that of `bench.anchor`, or a test's own."""
@@ -174,10 +175,18 @@ def keep_own_split(config: FewLabelConfig, store: Store) -> Path:
     return keep_split(path, patients, labelled=store.labelled, test=config.test_cases, seed=config.split_seed, draws=draws)
 
 
+def dataset_of(store: str) -> str | None:
+    """The public dataset that a store was prepared from by its name (`jaxseg prepare --dataset`), if any: its reader then finds the cases."""
+    origin = Path(store) / ORIGIN
+    return read_json(origin)["dataset"] if origin.is_file() else None
+
+
 def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
     """The test cases in the folder of scans, each with its label; ConfigError if one is missing, its label cannot be scored, or the store has none."""
     wanted = select_cases(store.names, f"{split}:test")
-    if (Path(config.scans) / "scans.parquet").is_file():
+    if dataset := dataset_of(config.store):
+        found = open_dataset(dataset, config.scans, channels=store.recipe.channels, drawn=Path(config.store) / DRAWN).cases
+    elif (Path(config.scans) / "scans.parquet").is_file():
         found = cases_of_index(config.scans, channels=store.recipe.channels, label=config.label_name).cases
     else:
         found = find_cases(config.scans, channels=store.recipe.channels, label=config.label_name)

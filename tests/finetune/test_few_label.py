@@ -16,6 +16,7 @@ from finetune.few_label import FewLabelConfig
 from finetune.few_label.arms import SEMI, arms_of, describe, settings_of
 from finetune.few_label.cells import choose_cells, grid_of
 from finetune.few_label.program import run_program
+from finetune.few_label.spacing.study import resampled
 from finetune.few_label.study import run_study
 from finetune.few_label.subsets import make_split
 from jaxseg.data import duplicates
@@ -29,6 +30,7 @@ from jaxseg.prepare import Wishes, prepare_folder
 from jaxseg.train import LoopConfig, OptimConfig, QuietProgress, read_arrays
 from pretrain.config import PretrainConfig
 from pretrain.train import pretrain
+from tests.mini_datasets import decathlon
 from tests.tiny_store import write_scans
 
 SPLITS = Path(__file__).resolve().parents[2] / "configs" / "splits"
@@ -392,6 +394,19 @@ def test_a_test_case_that_was_labelled_after_the_store_was_made_is_refused(data,
     config = study(data, tmp_path / "out", scans=str(tmp_path / "scans"), store=str(tmp_path / "store"), split=str(tmp_path / "split.json"))
     with pytest.raises(ConfigError, match=r"1 of 2 test cases were labelled after .*case_0.*prepare the scans again"):
         run_study(dataclasses.replace(config, labels=(1,), draws=(0,)), measure=Pretended())
+
+
+def test_a_store_of_a_public_dataset_is_studied_by_that_dataset_s_names(data, tmp_path):
+    """Its reader knows the channel's name, which the files do not tell; the same at another spacing."""
+    decathlon(tmp_path / "scans", "Task09_Spleen", "spleen", ["CT"], ["spleen"])
+    store = prepare_folder(tmp_path / "scans", tmp_path / "store", dataset="msd09_spleen", processes=1)
+    train, test = store.labelled
+    (tmp_path / "split.json").write_text(json.dumps({"pretrain": [train], "test": [test], "draws": [[train]]}))
+    config = study(data, tmp_path / "out", scans=str(tmp_path / "scans"), store=str(store.path), split=str(tmp_path / "split.json"))
+    config = dataclasses.replace(config, labels=(1,), draws=(0,), arms=("scratch",))
+    assert [cell["status"] for cell in run_study(config, measure=Pretended()).content["cells"]] == ["done"]
+    coarse = open_store(resampled(config, 2.0, tmp_path / "coarse"))
+    assert (coarse.names, coarse.recipe.channels) == (store.names, ("CT",))
 
 
 def test_an_interrupted_study_says_so_and_ends_with_the_exit_code_of_one_to_go_on_with(capsys):
