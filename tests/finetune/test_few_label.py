@@ -358,6 +358,26 @@ def test_all_labels_are_measured_once_and_stand_beside_every_draw(data, tmp_path
     assert (at_one["scratch_labels"], at_one["bound"]) == (pytest.approx(2), "")  # between one label and all five
 
 
+def test_settings_that_one_arm_cannot_have_stop_that_arm_alone(data, tmp_path):
+    """Nothing is kept of its cells: the same command, with the settings mended, fills them in."""
+
+    class Wrong(Pretended):
+        def __call__(self, settings, *args, **kwargs):
+            if "scratch_x4" in settings.out:
+                self.calls.append(("refused", ()))
+                raise ConfigError("crops cannot be balanced")
+            return super().__call__(settings, *args, **kwargs)
+
+    wrong, mended = Wrong(), Pretended()
+    with pytest.raises(ConfigError, match="^arm scratch_x4: crops cannot be balanced$"):
+        run_study(study(data, tmp_path, arms=("scratch_x4", "scratch")), measure=wrong)
+    assert [name.split("/")[0] for name, _ in wrong.calls] == ["refused"] + 4 * ["scratch"]
+    states = {(cell["arm"], cell["status"]) for cell in read_json(tmp_path / "results.json")["cells"]}
+    assert states == {("scratch", "done"), ("scratch_x4", "not measured")}
+    run_study(study(data, tmp_path, arms=("scratch_x4", "scratch")), measure=mended)
+    assert len(mended.calls) == 4
+
+
 def test_a_study_with_its_own_split_can_be_given_more_draws_later(data, tmp_path):
     """A draw follows from the seed and its number, so that those measured already stay what they were."""
     draws = (0, 1, 2, 3, 4, 5)
