@@ -400,7 +400,7 @@ def test_a_study_with_its_own_split_can_be_given_more_draws_later(data, tmp_path
 def test_an_axis_with_a_value_twice_or_none_that_counts_is_refused(axis):
     for name, values in (*axis.items(), *((name, ()) for name in axis)):
         with pytest.raises(ConfigError, match=f"{name} is .*expected"):
-            FewLabelConfig(**{name: values})
+            dataclasses.replace(FewLabelConfig(), **{name: values})
 
 
 def test_a_test_case_that_was_labelled_after_the_store_was_made_is_refused(data, tmp_path):
