@@ -16,7 +16,7 @@ from jaxseg.models.unet import UNetConfig
 ABOUT: dict[str, str] = {
     "scratch": "the network from scratch",
     "pretrained": "the same network, its encoder from the pretraining",
-    "untrained": "the pretrained arm's recipe (its layer decay) on untouched first weights",
+    "untrained": "the pretrained arm's recipe (how its encoder is spared) on untouched first weights",
     "frozen": "the pretrained encoder held still, the rest trained",
     "scratch_x4": "from scratch, with four times the steps",
     "equal_time": "from scratch, with as many steps as fit the pretrained arm's wall time, pretraining's share included",
@@ -73,8 +73,8 @@ def arms_of(kinds: Sequence[ArmKind], pretrained: Sequence[str]) -> tuple[Arm, .
         if kind in PACED and not {"pretrained", PACED[kind]} <= set(kinds):
             raise ConfigError(f"the steps of {kind} follow from the seconds of the arms pretrained and {PACED[kind]}: ask for those, too")
         for given in pretrained:
-            named = _NAMED.fullmatch(given)
-            end, folder = (f"_{named[1]}", named[2]) if named else ("", given)
+            name, folder = named_folder(given)
+            end = f"_{name}" if name else ""
             arms.append(
                 Arm(kind + end, kind, given=f"pretrained{end}", pretraining=folder) if kind in PACED else Arm(kind + end, kind, folder)
             )
@@ -82,6 +82,12 @@ def arms_of(kinds: Sequence[ArmKind], pretrained: Sequence[str]) -> tuple[Arm, .
     if len(set(names)) < len(names):
         raise ConfigError(f"two arms have one name ({', '.join(names)}): name the pretrainings, --pretrained NAME=FOLDER NAME=FOLDER")
     return tuple(arms)
+
+
+def named_folder(given: str) -> tuple[str, str]:
+    """(NAME, FOLDER) of a pretraining given as NAME=FOLDER, ("", FOLDER) of one without a name. A name has letters, digits and "_" alone."""
+    found = _NAMED.fullmatch(given)
+    return (found[1], found[2]) if found else ("", given)
 
 
 def describe(arm: Arm, study: FewLabelConfig) -> str:
@@ -108,8 +114,9 @@ def settings_of(
     """The fine-tuning of one cell: what the arm does not say is that of `study.finetune`, crops, augmentation and peak learning rate always.
 
     Up to `FEW` labels the last checkpoint counts, whatever `keep` says: there is nothing to choose a better one by without peeking.
-    A network from scratch learns alike everywhere (`study.scratch_layer_decay`, 1), and so does one from a pretraining of no steps, which is
-    therefore scratch to the bit (if its seed is the cell's): learning more slowly towards the input is for encoders that know something already.
+    A network from scratch learns alike everywhere (`study.scratch_layer_decay`, 1; no `decoder_first`, nothing of `freeze`), and so does one from a
+    pretraining of no steps, which is therefore scratch to the bit (if its seed is the cell's): to learn more slowly towards the input, later or not
+    at all is for encoders that know something already. The arm `frozen` holds its encoder still, whatever it knows.
     `spacing` (mm, of the store) is what the U-Net is planned for; `pool` ("FILE.json:KEY") are the unlabelled scans of
     the semi-supervised arms; `steps` are those of an arm whose steps follow from a wall time. Warm-up keeps its part of the steps.
     """
@@ -127,7 +134,8 @@ def settings_of(
             base.optim,
             warmup=min(steps, round(base.optim.warmup * steps / max(1, base.loop.steps))),
             layer_decay=_layer_decay(arm, study),
-            freeze=_freeze(arm, base),
+            decoder_first=base.optim.decoder_first if _spared(arm) else 0,
+            freeze=(*(base.optim.freeze if _spared(arm) else ()), *(("encoder",) if arm.kind == "frozen" else ())),
         ),
         keep="last" if few else base.keep,
         seed=base.seed + seed,
@@ -149,8 +157,13 @@ def _model(arm: Arm, base: FinetuneConfig, spacing: Sequence[float]):
     return dataclasses.replace(base.model, encoder=dataclasses.replace(base.model.encoder, depth=0, drop_path=0.0))
 
 
+def _spared(arm: Arm) -> bool:
+    """Whether the encoder is trained as one that knows something: it does, or the arm is there to show what that recipe alone is worth."""
+    return arm.kind == "untrained" or (arm.kind in INITIALISED and _taught(arm.init))
+
+
 def _layer_decay(arm: Arm, study: FewLabelConfig) -> float:
-    if arm.kind == "untrained" or (arm.kind in INITIALISED and _taught(arm.init)):
+    if _spared(arm):
         return study.finetune.optim.layer_decay
     # Neither of these has layers that could be told apart.
     return 1.0 if arm.kind in ("no_transformer", "resenc", "resenc_time", "anchor") else study.scratch_layer_decay
@@ -163,9 +176,3 @@ def _taught(pretraining: str) -> bool:
     except InputError:
         return True
     return training.get("steps") != 0
-
-
-def _freeze(arm: Arm, base: FinetuneConfig) -> tuple[str, ...]:
-    if arm.kind in ("resenc", "resenc_time", "anchor"):
-        return ()
-    return (*base.optim.freeze, "encoder") if arm.kind == "frozen" else base.optim.freeze

@@ -1,9 +1,10 @@
 """The settings of a few-label study. Built by the files in `configs/few_label`, overridden on the command line."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from finetune.config import FinetuneConfig
+from jaxseg.errors import ConfigError
 
 Labels = int | Literal["all"]
 ArmKind = Literal[
@@ -38,7 +39,7 @@ class FewLabelConfig:
         labels: N of the grid; "all" is the whole pool.
         draws, seeds: numbers of the draws and of the training seeds, apart from each other: seed s trains with `finetune.seed + s`.
         arms: what is compared, see `arms.ABOUT` and `arms.settings_of`.
-        scratch_layer_decay: of the arms from scratch; that of `finetune.optim` is for the pretrained ones.
+        scratch_layer_decay: of the arms from scratch; that of `finetune.optim` is for the pretrained ones, as are its `decoder_first` and `freeze`.
         partial_every, partial_axis: the slices that are contoured in the arm `partial`.
         pretraining_share: the part of the pretraining's wall time that an arm of equal time is given beside that of fine-tuning: 1 for all of it, as
             if it served one cell, less where it serves many.
@@ -53,6 +54,9 @@ class FewLabelConfig:
         stack: up to so many cells that differ in draw, labels, seed or first weights alone are trained in one program (`finetune.side_by_side`), for
             a GPU that one of them leaves idle; scores are those of cells trained alone up to rounding. 1 for one after the other.
         finetune: settings of every cell; store, out, init, split, labels and seed are filled in.
+
+    Raises ConfigError for an axis of the grid (labels, draws, seeds, arms) that is empty, has a value twice (its cells would count twice), or one that
+    counts nothing.
     """
 
     scans: str = ""
@@ -80,3 +84,11 @@ class FewLabelConfig:
     retry_failed: bool = False
     stack: int = 1
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+    def __post_init__(self):
+        axes: dict[str, tuple[tuple[Any, ...], int]] = {"labels": (self.labels, 1), "draws": (self.draws, 0), "seeds": (self.seeds, 0)}
+        for name, (values, least) in {**axes, "arms": (self.arms, 0)}.items():
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"{name} is {values}; expected one value or several, each once")
+            if wrong := [value for value in values if isinstance(value, int) and value < least]:
+                raise ConfigError(f"{name} is {values}; expected numbers of {least} or more, found {wrong[0]}")

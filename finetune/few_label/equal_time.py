@@ -4,10 +4,11 @@ Called by `study`.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from finetune.few_label.arms import PACED, Arm
+from finetune.few_label.arms import PACED, Arm, named_folder
 from finetune.few_label.cells import DONE, Cell
 from finetune.few_label.config import FewLabelConfig
 from jaxseg.errors import ConfigError
@@ -20,40 +21,51 @@ STEPS = "steps.json"  # in a cell's folder
 def steps_of_cell(folder: Path, cell: Cell, config: FewLabelConfig) -> dict[str, Any] | None:
     """How many steps the cell is given and why, as kept in `FOLDER/CELL/steps.json`; None while the cells it follows from are not done.
 
-    Of the pretrained arm's cell at the same (N, draw, seed) the seconds count, and of the pretraining's its share; of the cell whose network
-    this is, the seconds a step and those before the first one (compiling), so that two runs of equal seconds did the same amount of work on
-    the machines that measured them.
+    Of the pretrained arm's cell at the same (N, draw, seed) the seconds of its steps count, and of the pretraining's its share; of the cell whose
+    network this is, the seconds a step. What either took before its first step is left out: whether a program was compiled or found compiled says
+    nothing of the work done. Where one of the two keeps no seconds a step (cells of before), all the seconds of both count as steps.
+
+    Raises ConfigError where the steps were worked out with another `pretraining_share` or `pretraining_seconds` than those of now.
     """
     path = folder / cell.name / STEPS
     if path.is_file():
         record = read_json(path)
-        if record["pretraining_share"] != config.pretraining_share:
-            raise ConfigError(
-                f"{path}: worked out with pretraining_share {record['pretraining_share']}, now it is {config.pretraining_share}; set it back, or "
-                f"remove the folder {path.parent} to train this cell anew"
-            )
+        _refuse_changed(path, record, cell.arm.pretraining, config)
         return record
     paid, pace = (_done(folder, Cell(Arm(name, ""), cell.labels, cell.draw, cell.seed)) for name in (cell.arm.given, PACED[cell.arm.kind]))
     if paid is None or pace is None:
         return None
     pretraining = config.pretraining_share * seconds_of_pretraining(cell.arm.pretraining, config)
-    seconds = paid["seconds"] + pretraining
-    # Cells of before kept no pace: compiling counts as steps there.
-    step = pace.get("seconds_per_step", pace["seconds"] / max(1, pace["steps"]))
-    start = max(0.0, pace["seconds"] - pace["steps"] * step)
+    known = all("seconds_per_step" in budget for budget in (paid, pace))
+    finetuning, step = (budget["seconds_per_step"] if known else budget["seconds"] / max(1, budget["steps"]) for budget in (paid, pace))
+    finetuning *= paid["steps"]
     record = {
-        "steps": max(1, int((seconds - start) / max(step, 1e-9))),
-        "seconds": round(seconds, 1),
+        "steps": max(1, int((finetuning + pretraining) / max(step, 1e-9))),
+        "seconds": round(finetuning + pretraining, 1),
         "pretraining_share": config.pretraining_share,
+        "pretraining_seconds": stated_seconds(config).get(cell.arm.pretraining),
         "of_pretraining": round(pretraining, 1),
-        "of_finetuning": paid["seconds"],
+        "of_finetuning": round(finetuning, 1),
         "seconds_per_step": step,
-        "seconds_before_first": round(start, 1),
         "time_of": cell.arm.given,
         "pace_of": PACED[cell.arm.kind],
     }
     write_json(path, record)
     return record
+
+
+def _refuse_changed(path: Path, record: dict[str, Any], pretraining: str, config: FewLabelConfig) -> None:
+    """ConfigError if what the settings say of the pretraining's time is not what the steps in `path` were worked out with."""
+    share, stated = config.pretraining_share, stated_seconds(config).get(pretraining)
+    back = f"set it back, or remove the folder {path.parent} to train this cell anew"
+    if record["pretraining_share"] != share:
+        raise ConfigError(f"{path}: worked out with pretraining_share {record['pretraining_share']}, now it is {share}; {back}")
+    # Records of before do not say whether their seconds were stated, or those of a log.
+    same = record.get("pretraining_seconds") is None if stated is None else record["of_pretraining"] == round(share * stated, 1)
+    if not same:
+        then = record["of_pretraining"] / share if share else record.get("pretraining_seconds")
+        now = "not stated" if stated is None else f"{stated:g}"
+        raise ConfigError(f"{path}: worked out with pretraining_seconds of {then:g}, now it is {now}; {back}")
 
 
 def seconds_of_pretraining(init: str, config: FewLabelConfig) -> float:
@@ -66,7 +78,7 @@ def seconds_of_pretraining(init: str, config: FewLabelConfig) -> float:
 
 def stated_seconds(config: FewLabelConfig) -> dict[str, float]:
     """Pretraining folder → its wall time, as the settings say it; ConfigError unless there is one for each, or none at all."""
-    folders = [given.partition("=")[2] or given for given in config.pretrained]
+    folders = [named_folder(given)[1] for given in config.pretrained]
     if config.pretraining_seconds and len(config.pretraining_seconds) != len(folders):
         raise ConfigError(
             f"pretraining_seconds has {len(config.pretraining_seconds)} numbers for {len(folders)} pretrainings; give one each"
@@ -88,12 +100,17 @@ def seconds_in(log: Sequence[dict[str, Any]]) -> float:
 
 
 def seconds_per_step(log: Sequence[dict[str, Any]]) -> float:
-    """Seconds a step between the first line and the last, so that compiling does not count; the mean of all steps where there is one line only."""
+    """Seconds a step, as half of all steps took or less: of those between neighbouring lines, a median over steps.
+
+    So compiling does not count, at the start or when a run was gone on with, nor what else comes now and then (an evaluation, a save). The mean of
+    all steps where there is one line only.
+    """
     lines = [(line["step"], line["seconds"]) for line in log if "loss" in line]
-    if not lines:
-        return 0.0
-    (first, begin), (last, end) = lines[0], lines[-1]
-    return (end - begin) / (last - first) if last > first else end / max(1, last)
+    paces = sorted(((end - begin) / (last - first), last - first) for (first, begin), (last, end) in pairwise(lines) if last > first)
+    if not paces:
+        return lines[-1][1] / max(1, lines[-1][0]) if lines else 0.0
+    half, seen = sum(steps for _, steps in paces) / 2, accumulate(steps for _, steps in paces)
+    return next(pace for (pace, _), steps in zip(paces, seen) if steps >= half)
 
 
 def _done(folder: Path, cell: Cell) -> dict[str, Any] | None:

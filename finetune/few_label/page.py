@@ -206,8 +206,8 @@ def _failures(results: dict[str, Any]) -> Table:
 
 def _audit(results: dict[str, Any]) -> str:
     parts = [
-        f"{name}: {counts['pretrain']} scans against {counts['test']} test cases, {counts['same content']} of equal content, "
-        f"{counts['near copy']} near copies, {counts['same patient']} of the same patient."
+        f"{name}: {counts['pretrain']} cases against {counts['test']} test cases, of which {counts['same content']} are of equal content, "
+        f"{counts['near copy']} near copies, {_patients(counts)}."
         for name, counts in results["audit"].items()
         if isinstance(counts, dict)
     ]
@@ -216,6 +216,13 @@ def _audit(results: dict[str, Any]) -> str:
     ]
     allowed = " Overlap was allowed." if results["audit"]["allow_overlap"] else ""
     return " ".join(["Leakage audit.", *parts]) + allowed + f" Split: SHA-256 {results['split']['sha256'][:16]}."
+
+
+def _patients(counts: dict[str, int]) -> str:
+    unknown = counts.get("patients unknown", 0)
+    if unknown and unknown == counts["pretrain"]:
+        return "patients unknown"
+    return f"{counts['same patient']} of the same patient" + (f" (of {unknown} cases the patient is unknown)" if unknown else "")
 
 
 def _markdown(table: Table) -> str:

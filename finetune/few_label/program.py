@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 from finetune.few_label.config import FewLabelConfig
-from jaxseg.errors import JaxsegError
+from jaxseg.errors import JaxsegError, Preempted
 from jaxseg.freed_memory import keep_freed_memory
 
 
@@ -12,7 +12,7 @@ def run_program(name: str, arguments: list[str], work: Callable[[FewLabelConfig]
     """Do `work` with the `FewLabelConfig` that `arguments` (CONFIG, then overrides) ask for.
 
     `work` prints what it found and returns whether cells failed; it imports what it needs when it is called, since freed memory must be kept
-    before an import starts a thread. Returns the exit code, that of `jaxseg`: 3 where cells failed.
+    before an import starts a thread. Returns the exit code, that of `jaxseg`: 3 where cells failed, 75 interrupted.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: python -m finetune.{name} CONFIG [--field value …]", file=sys.stderr)
@@ -27,3 +27,6 @@ def run_program(name: str, arguments: list[str], work: Callable[[FewLabelConfig]
     except JaxsegError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command goes on where it was", file=sys.stderr)
+        return Preempted.exit_code

@@ -30,6 +30,7 @@ from finetune.floor import position_floor
 from finetune.side_by_side import Run
 from jaxseg.data.cases import Case, find_cases
 from jaxseg.data.catalog import Store, open_store
+from jaxseg.data.datasets import open_dataset
 from jaxseg.data.index_cases import cases_of_index
 from jaxseg.data.preprocess import check_label
 from jaxseg.data.pseudonyms import kept_salt, pseudonymous
@@ -37,7 +38,7 @@ from jaxseg.data.split import select_cases
 from jaxseg.data.staging import inputs_hash
 from jaxseg.errors import ConfigError, InputError, JaxsegError, Preempted, StorageError
 from jaxseg.files import lock_folder, read_json, sha256_of, write_json
-from jaxseg.prepare import NAMES
+from jaxseg.prepare import DRAWN, NAMES, ORIGIN
 
 Measure = Callable[..., dict[str, Any]]
 """What fills in a cell: `measure.measure`, that of `bench.anchor`, or a test's own."""
@@ -69,7 +70,8 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
 
     Raises:
         ConfigError: a field is missing or wrong, a cell was measured with other settings, scans or test cases, or what is trained on shares
-            scans with the test cases (`leakage.audit_study`). StorageError, Preempted: as fine-tuning.
+            scans with the test cases (`leakage.audit_study`); or, when all other arms are filled in, an arm has settings that cannot be trained.
+        StorageError, Preempted: as fine-tuning.
     """
     missing = [name for name in ("scans", "store", "out") if not getattr(config, name)]
     missing += ["pretrained"] if not config.pretrained and {*INITIALISED, *PACED} & set(config.arms) else []
@@ -107,33 +109,47 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
 
 
 def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[Cell], tests: Sequence[Case], measure: Measure) -> None:
-    """Measure the chosen cells that are not yet, until the minutes are over; `results.json` is written after each."""
+    """Measure the chosen cells that are not yet, until the minutes are over; `results.json` is written after each.
+
+    ConfigError in the end for arms whose settings cannot be trained; nothing is kept of their cells, and the other arms are filled in before.
+    """
     config, folder, started = plan.config, Path(plan.config.out) / "cells", time.monotonic()
     stacked: set[str] = set()
+    wrong: dict[str, str] = {}
     for place, cell in enumerate(chosen):
+        if cell.arm.name in wrong:
+            continue
         task = _task(plan, store, cell)
         status = NOT_MEASURED if task is None else read_cell(folder, cell, task.identity)["status"]
         if task is None or status == DONE or (status == FAILED and not config.retry_failed):
             continue
         if config.max_minutes is not None and time.monotonic() - started > 60 * config.max_minutes:
             print(f"few_label: {config.max_minutes:g} minutes are over; the other cells wait", file=sys.stderr)
-            return
-        if config.stack > 1 and cell.name not in stacked and cell.arm.kind not in ELSEWHERE:
-            tasks = {each.name: _task(plan, store, each) for each in chosen[place:] if each.arm.kind not in (*ELSEWHERE, *PACED)}
-            stacked |= train_stack({name: Run(each.settings, each.names) for name, each in tasks.items() if each is not None}, config)
-        print(f"few_label: {cell.name}", file=sys.stderr)
+            break
         try:
+            if config.stack > 1 and cell.name not in stacked and cell.arm.kind not in ELSEWHERE:
+                tasks = {each.name: _task(plan, store, each) for each in chosen[place:] if each.arm.kind not in (*ELSEWHERE, *PACED)}
+                stacked |= train_stack({name: Run(each.settings, each.names) for name, each in tasks.items() if each is not None}, config)
+            print(f"few_label: {cell.name}", file=sys.stderr)
             scores = measure(task.settings, task.names, tests, store.recipe, overlap=config.overlap)
             write_cell(folder, cell, task.identity, DONE, labelled=len(task.names), **task.given, **scores)
-        except (Preempted, StorageError, ConfigError):
+        except (Preempted, StorageError):
             # Not this cell's own: every other one would meet it too.
             raise
+        except ConfigError as error:
+            # Its arm's own, and kept in no cell, so that it can be mended.
+            wrong[cell.arm.name] = str(error)
+            print(f"few_label: {cell.arm.name}: {error}", file=sys.stderr)
         except Exception as error:
             if not isinstance(error, (JaxsegError, jax.errors.JaxRuntimeError)):
                 traceback.print_exc()  # a mistake of ours, or of a library: the cell keeps one line of it
             print(f"few_label: {cell.name} failed: {error}", file=sys.stderr)
             write_cell(folder, cell, task.identity, FAILED, reason=f"{type(error).__name__}: {error}")
         _results(plan, cells)
+    if wrong:
+        raise ConfigError(
+            "; ".join(f"arm {', '.join(arm for arm in wrong if wrong[arm] == why)}: {why}" for why in dict.fromkeys(wrong.values()))
+        )
 
 
 def _task(plan: Plan, store: Store, cell: Cell) -> Task | None:
@@ -174,10 +190,18 @@ def keep_own_split(config: FewLabelConfig, store: Store) -> Path:
     return keep_split(path, patients, labelled=store.labelled, test=config.test_cases, seed=config.split_seed, draws=draws)
 
 
+def dataset_of(store: str) -> str | None:
+    """The public dataset that a store was prepared from by its name (`jaxseg prepare --dataset`), if any: its reader then finds the cases."""
+    origin = Path(store) / ORIGIN
+    return read_json(origin)["dataset"] if origin.is_file() else None
+
+
 def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
-    """The test cases in the folder of scans, each with its label; ConfigError if one is missing or its label cannot be scored."""
+    """The test cases in the folder of scans, each with its label; ConfigError if one is missing, its label cannot be scored, or the store has none."""
     wanted = select_cases(store.names, f"{split}:test")
-    if (Path(config.scans) / "scans.parquet").is_file():
+    if dataset := dataset_of(config.store):
+        found = open_dataset(dataset, config.scans, channels=store.recipe.channels, drawn=Path(config.store) / DRAWN).cases
+    elif (Path(config.scans) / "scans.parquet").is_file():
         found = cases_of_index(config.scans, channels=store.recipe.channels, label=config.label_name).cases
     else:
         found = find_cases(config.scans, channels=store.recipe.channels, label=config.label_name)
@@ -188,6 +212,11 @@ def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
     if absent:
         raise ConfigError(
             f"{config.scans}: {len(absent)} of {len(wanted)} test cases have no scan with a label here: {', '.join(absent[:6])}"
+        )
+    late = [name for name in wanted if not store.entry(name).labelled]
+    if late:
+        raise ConfigError(
+            f"{config.store}: {len(late)} of {len(wanted)} test cases were labelled after the store was made ({', '.join(late[:6])}): prepare the scans again"
         )
     unusable = []
     for name in wanted:

@@ -56,14 +56,22 @@ def make_split(
 
 
 def keep_split(path: Path, patients: Mapping[str, str], *, labelled: Iterable[str], test: int, seed: int, draws: int) -> Path:
-    """Write the split of a study that was given none; ConfigError if another one is there already."""
+    """Write the split of a study that was given none; ConfigError if one of other cases or settings is there already.
+
+    A draw follows from the seed and its number alone, so the file gets those that are new, and keeps those that are no longer asked for.
+    """
     made = make_split(patients, test=test, seed=seed, draws=draws, labelled=labelled)
-    if path.is_file() and (found := read_json(path)) != made:
+    if not path.is_file():
+        return write_json(path, made)
+    found = read_json(path)
+    kept = found.get("draws", [])
+    both = min(len(kept), draws)
+    if {**found, "draws": kept[:both]} != {**made, "draws": made["draws"][:both]}:
         raise ConfigError(
             f"{path}: made of other cases or settings ({len(found.get('test', ()))} test cases there, {len(made['test'])} now): "
             f"give it as --split {path} to go on with it, or choose another --out"
         )
-    return write_json(path, made)
+    return write_json(path, made if draws > len(kept) else found)
 
 
 def labelled_cases(store: Store, split: str, labels: Labels, draw: int) -> tuple[str, ...]:

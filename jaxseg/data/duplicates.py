@@ -132,12 +132,23 @@ def scans_of_cases(cases: Iterable[Case]) -> list[Scan]:
 
 
 def scans_of_card(card: dict[str, Any]) -> list[Scan]:
-    """The scans that a model card says it was trained on; cards of older versions know equal cases of equal recipes alone."""
+    """The scans that a model card says it was trained on; cards of older versions know equal cases of equal recipes alone.
+
+    A card does not say which hash and which content are of one case, so that a case may stand here as two scans (`cases_of_card` counts it once). Nor
+    does it know patients: the keys of its hashes are none, but for cards of older versions.
+    """
     training = card.get("training") or {}
-    scans = [_from_content(f"training scan {key}", {key}, {}, [inputs]) for key, inputs in (training.get("data") or {}).items()]
+    data = (training.get("data") or {}).items()
+    scans = [_from_content(f"training scan {key}", set() if inputs.startswith(key) else {key}, {}, [inputs]) for key, inputs in data]
     return scans + [
         _from_content(f"training scan {number}", set(), content, []) for number, content in enumerate(training.get("scans") or ())
     ]
+
+
+def cases_of_card(card: dict[str, Any]) -> int:
+    """How many cases a model card says it was trained on: hashes and contents are of the same ones, though each may lack some."""
+    training = card.get("training") or {}
+    return max(len(training.get("data") or ()), len(training.get("scans") or ()))
 
 
 def find_overlaps(first: Sequence[Scan], second: Sequence[Scan], *, likeness: float = LIKENESS, extent: float = EXTENT) -> Overlaps:

@@ -8,7 +8,7 @@ import pytest
 from finetune.few_label.arms import arms_of, pairs_of
 from finetune.few_label.cells import grid_of
 from finetune.few_label.config import FewLabelConfig
-from finetune.few_label.equal_time import seconds_per_step, steps_of_cell
+from finetune.few_label.equal_time import seconds_per_step, stated_seconds, steps_of_cell
 from jaxseg.errors import ConfigError
 
 
@@ -36,7 +36,38 @@ def test_the_steps_fill_the_wall_time_of_fine_tuning_and_pretraining(grid):
     put(folder, cells["scratch"], seconds=120.0, steps=50, seconds_per_step=2.0)
     found = steps_of_cell(folder, cells["equal_time"], config)
     assert found is not None
-    assert (found["steps"], found["seconds"], found["of_pretraining"], found["seconds_before_first"]) == (390, 800.0, 600.0, 20.0)
+    assert (found["steps"], found["seconds"], found["of_pretraining"], found["of_finetuning"]) == (375, 750.0, 600.0, 150.0)
+
+
+@pytest.mark.parametrize("compiling", [0.0, 50.0])
+def test_what_a_cell_took_to_compile_buys_no_steps_and_costs_none(grid, compiling):
+    """A pretrained cell may find the program compiled where scratch compiled it, or the other way round."""
+    config, cells, folder = grid
+    put(folder, cells["pretrained"], seconds=150.0 + compiling, steps=50, seconds_per_step=3.0)
+    put(folder, cells["scratch"], seconds=150.0 - compiling, steps=50, seconds_per_step=2.0)
+    found = steps_of_cell(folder, cells["equal_time"], config)
+    assert found is not None and found["steps"] == (50 * 3 + 600) / 2
+
+
+def test_seconds_that_are_stated_differently_later_are_refused(grid):
+    """Also of a cell that has its steps already: the log's seconds may grow, what is said may not change unnoticed."""
+    config, cells, folder = grid
+    put(folder, cells["pretrained"], seconds=200.0, steps=50, seconds_per_step=3.0)
+    put(folder, cells["scratch"], seconds=120.0, steps=50, seconds_per_step=2.0)
+    said = dataclasses.replace(config, pretraining_seconds=(100.0,))
+    first = steps_of_cell(folder, cells["equal_time"], said)
+    assert steps_of_cell(folder, cells["equal_time"], said) == first
+    with pytest.raises(ConfigError, match=r"pretraining_seconds of 100, now it is 300; set it back"):
+        steps_of_cell(folder, cells["equal_time"], dataclasses.replace(config, pretraining_seconds=(300.0,)))
+    with pytest.raises(ConfigError, match=r"pretraining_seconds of 100, now it is not stated"):
+        steps_of_cell(folder, cells["equal_time"], config)
+
+
+def test_seconds_are_those_of_the_folder_whatever_signs_its_name_has():
+    given = ("runs/lr=0.1/mae", "jepa=runs/lr=0.2/jepa")
+    assert [arm.init for arm in arms_of(("pretrained",), given)] == ["runs/lr=0.1/mae", "runs/lr=0.2/jepa"]
+    stated = stated_seconds(FewLabelConfig(pretrained=given, pretraining_seconds=(3.0, 4.0)))
+    assert stated == {"runs/lr=0.1/mae": 3.0, "runs/lr=0.2/jepa": 4.0}
 
 
 def test_what_was_worked_out_stays_when_seconds_are_measured_again(grid):
@@ -75,6 +106,9 @@ def test_compiling_does_not_count_as_steps():
     log = [{"step": 10, "loss": 1.0, "seconds": 40.0}, {"step": 20, "loss": 1.0, "seconds": 60.0}, {"step": 20, "evaluation": {}}]
     assert seconds_per_step(log) == 2.0
     assert seconds_per_step(log[:1]) == 4.0
+    again = [{"step": 21, "loss": 1.0, "seconds": 92.0}, {"step": 30, "loss": 1.0, "seconds": 110.0}]
+    assert seconds_per_step([*log, *again]) == 2.0  # gone on with after step 20: 30 s of compiling before the next one
+    assert seconds_per_step([*log, {"step": 30, "loss": 1.0, "seconds": 110.0}]) == 2.0
 
 
 def test_an_arm_of_equal_time_needs_the_arms_that_say_the_time():

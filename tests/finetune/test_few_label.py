@@ -15,10 +15,14 @@ from finetune.config import FinetuneConfig
 from finetune.few_label import FewLabelConfig
 from finetune.few_label.arms import SEMI, arms_of, describe, settings_of
 from finetune.few_label.cells import choose_cells, grid_of
+from finetune.few_label.program import run_program
+from finetune.few_label.spacing.study import resampled
 from finetune.few_label.study import run_study
 from finetune.few_label.subsets import make_split
+from jaxseg.data import duplicates
 from jaxseg.data.archive import index_archive
 from jaxseg.data.augment import Augment
+from jaxseg.data.catalog import open_store
 from jaxseg.errors import ConfigError, Preempted, TrainingError
 from jaxseg.files import read_json
 from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
@@ -26,6 +30,7 @@ from jaxseg.prepare import Wishes, prepare_folder
 from jaxseg.train import LoopConfig, OptimConfig, QuietProgress, read_arrays
 from pretrain.config import PretrainConfig
 from pretrain.train import pretrain
+from tests.mini_datasets import decathlon
 from tests.tiny_store import write_scans
 
 SPLITS = Path(__file__).resolve().parents[2] / "configs" / "splits"
@@ -189,6 +194,19 @@ def test_only_pretrained_encoders_learn_more_slowly_towards_their_input():
     assert settings_of(arms["scratch"], again, labels=1, seed=0, spacing=(1, 1, 1)).optim.layer_decay == 0.75
 
 
+def test_only_pretrained_encoders_are_held_back(untrained):
+    """What spares an encoder that knows something would handicap one that does not: a pretraining of no steps is scratch to the bit."""
+    study = FewLabelConfig(finetune=FinetuneConfig(optim=OptimConfig(decoder_first=5, freeze=("encoder.embed",))))
+    spared = ("untrained", "pretrained_mae", "partial_mae", "frozen_mae")
+    arms = arms_of(("scratch", "no_transformer", "resenc", "untrained", "pretrained", "partial", "frozen"), ("mae=a", f"none={untrained}"))
+    made = {arm.name: settings_of(arm, study, labels=1, seed=0, spacing=(1, 1, 1)) for arm in arms}
+    assert {name: settings.optim.decoder_first for name, settings in made.items()} == {name: 5 * (name in spared) for name in made}
+    assert {name for name, settings in made.items() if "encoder.embed" in settings.optim.freeze} == set(spared)
+    assert made["frozen_mae"].optim.freeze == ("encoder.embed", "encoder") and made["frozen_none"].optim.freeze == ("encoder",)
+    assert dataclasses.replace(made["pretrained_none"], init="") == made["scratch"]
+    assert dataclasses.replace(made["pretrained_mae"], init="") == made["untrained"]
+
+
 def test_cells_of_before_there_were_these_settings_are_gone_on_with(data, tmp_path):
     """What a younger version knows in addition is not in the settings that a cell was measured with."""
     config = study(data, tmp_path, cells="N=1 draws=0 arms=scratch")
@@ -340,6 +358,85 @@ def test_all_labels_are_measured_once_and_stand_beside_every_draw(data, tmp_path
     assert (at_one["scratch_labels"], at_one["bound"]) == (pytest.approx(2), "")  # between one label and all five
 
 
+def test_settings_that_one_arm_cannot_have_stop_that_arm_alone(data, tmp_path):
+    """Nothing is kept of its cells: the same command, with the settings mended, fills them in."""
+
+    class Wrong(Pretended):
+        def __call__(self, settings, *args, **kwargs):
+            if "scratch_x4" in settings.out:
+                self.calls.append(("refused", ()))
+                raise ConfigError("crops cannot be balanced")
+            return super().__call__(settings, *args, **kwargs)
+
+    wrong, mended = Wrong(), Pretended()
+    with pytest.raises(ConfigError, match="^arm scratch_x4: crops cannot be balanced$"):
+        run_study(study(data, tmp_path, arms=("scratch_x4", "scratch")), measure=wrong)
+    assert [name.split("/")[0] for name, _ in wrong.calls] == ["refused"] + 4 * ["scratch"]
+    states = {(cell["arm"], cell["status"]) for cell in read_json(tmp_path / "results.json")["cells"]}
+    assert states == {("scratch", "done"), ("scratch_x4", "not measured")}
+    run_study(study(data, tmp_path, arms=("scratch_x4", "scratch")), measure=mended)
+    assert len(mended.calls) == 4
+
+
+def test_a_study_with_its_own_split_can_be_given_more_draws_later(data, tmp_path):
+    """A draw follows from the seed and its number, so that those measured already stay what they were."""
+    draws = (0, 1, 2, 3, 4, 5)
+    run_study(study(data, tmp_path, draws=draws[:1], labels=(1,)), measure=Pretended())
+    first = read_json(tmp_path / "split.json")
+    more = Pretended()
+    run_study(study(data, tmp_path, draws=draws, labels=(1,)), measure=more)
+    second = read_json(tmp_path / "split.json")
+    assert (len(first["draws"]), len(second["draws"]), len(more.calls)) == (5, 6, 10)
+    assert {**second, "draws": second["draws"][:5]} == first
+    run_study(study(data, tmp_path, draws=draws[:1], labels=(1,)), measure=Pretended(stop_at=0))
+    assert read_json(tmp_path / "split.json") == second
+    with pytest.raises(ConfigError, match="made of other cases or settings"):
+        run_study(study(data, tmp_path, split_seed=7), measure=Pretended())
+
+
+@pytest.mark.parametrize(
+    "axis", [{"draws": (-1, 4)}, {"labels": (1, 1, 2)}, {"labels": (0,)}, {"seeds": (0, 0)}, {"arms": ("scratch", "scratch")}]
+)
+def test_an_axis_with_a_value_twice_or_none_that_counts_is_refused(axis):
+    for name, values in (*axis.items(), *((name, ()) for name in axis)):
+        with pytest.raises(ConfigError, match=f"{name} is .*expected"):
+            dataclasses.replace(FewLabelConfig(), **{name: values})
+
+
+def test_a_test_case_that_was_labelled_after_the_store_was_made_is_refused(data, tmp_path):
+    shutil.copytree(data / "scans", tmp_path / "scans")
+    label = tmp_path / "scans" / "labels" / "case_0.nii.gz"
+    label.rename(tmp_path / label.name)
+    prepare_folder(tmp_path / "scans", tmp_path / "store")
+    (tmp_path / label.name).rename(label)
+    split = {"pretrain": ["case_1"], "test": ["case_0", "case_2"], "draws": [["case_1"]]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    config = study(data, tmp_path / "out", scans=str(tmp_path / "scans"), store=str(tmp_path / "store"), split=str(tmp_path / "split.json"))
+    with pytest.raises(ConfigError, match=r"1 of 2 test cases were labelled after .*case_0.*prepare the scans again"):
+        run_study(dataclasses.replace(config, labels=(1,), draws=(0,)), measure=Pretended())
+
+
+def test_a_store_of_a_public_dataset_is_studied_by_that_dataset_s_names(data, tmp_path):
+    """Its reader knows the channel's name, which the files do not tell; the same at another spacing."""
+    decathlon(tmp_path / "scans", "Task09_Spleen", "spleen", ["CT"], ["spleen"])
+    store = prepare_folder(tmp_path / "scans", tmp_path / "store", dataset="msd09_spleen", processes=1)
+    train, test = store.labelled
+    (tmp_path / "split.json").write_text(json.dumps({"pretrain": [train], "test": [test], "draws": [[train]]}))
+    config = study(data, tmp_path / "out", scans=str(tmp_path / "scans"), store=str(store.path), split=str(tmp_path / "split.json"))
+    config = dataclasses.replace(config, labels=(1,), draws=(0,), arms=("scratch",))
+    assert [cell["status"] for cell in run_study(config, measure=Pretended()).content["cells"]] == ["done"]
+    coarse = open_store(resampled(config, 2.0, tmp_path / "coarse"))
+    assert (coarse.names, coarse.recipe.channels) == (store.names, ("CT",))
+
+
+def test_an_interrupted_study_says_so_and_ends_with_the_exit_code_of_one_to_go_on_with(capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    assert run_program("few_label", ["brain"], interrupted) == 75
+    assert capsys.readouterr().err == "few_label: interrupted; the same command goes on where it was\n"
+
+
 def test_an_unforeseen_error_fails_its_cell_alone(data, tmp_path):
     class Broken(Pretended):
         def __call__(self, settings, names, tests, recipe, *, overlap):
@@ -428,6 +525,62 @@ def test_a_pretraining_that_saw_test_cases_is_refused(data, untrained, tmp_path)
     config = study(data, tmp_path / "out", split=str(tmp_path / "split.json"), labels=(1,), draws=(0,), arms=("pretrained",))
     with pytest.raises(ConfigError, match="alike|has seen"):
         run_study(dataclasses.replace(config, pretrained=(str(untrained.parent),), allow_overlap=False), measure=Pretended())
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory):
+    """A store of three subjects, the first with two sessions, and a study of it that is given a split."""
+    folder = tmp_path_factory.mktemp("sessions")
+    for case, name in zip(
+        sorted(write_scans(folder / "made", 4, channels=("T1",)).iterdir()), ("01_ses-1", "01_ses-2", "02_ses-1", "03_ses-1")
+    ):
+        subject, session = name.split("_")
+        for kind, suffix in (("T1", "T1w"), ("seg", "dseg")):
+            file = folder / "scans" / f"sub-{subject}" / session / "anat" / f"sub-{name}_{suffix}.nii.gz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            (case / f"{kind}.nii.gz").rename(file)
+    prepare_folder(folder / "scans", folder / "store", keep_names=True)
+    return folder
+
+
+def split_of_sessions(path, pretrain):
+    path.write_text(json.dumps({"pretrain": pretrain, "test": ["sub-01_ses-1"], "draws": [["sub-03_ses-1"]]}))
+    return str(path)
+
+
+def test_a_split_that_pretrains_on_a_test_patient_is_refused_whoever_uses_it(sessions, tmp_path):
+    """Also a patient's scan that this store does not have: pretraining may be done on another one."""
+    for other in ("sub-01_ses-2", "sub-01_ses-9"):
+        split = split_of_sessions(tmp_path / "split.json", [other, "sub-03_ses-1"])
+        config = study(sessions, tmp_path / "out", split=split, labels=(1,), draws=(0,), arms=("scratch",))
+        with pytest.raises(ConfigError, match=f"share 1 patients .{other} and sub-01_ses-1"):
+            run_study(config, measure=Pretended())
+
+
+def test_a_pretraining_on_another_scan_of_a_test_patient_is_found_by_its_hashes(sessions, untrained, tmp_path, monkeypatch):
+    """The card names nobody, but the study's own store has the scan, and so its patient; cases count once, though a card lists them twice."""
+    store = open_store(sessions / "store")
+    split = split_of_sessions(tmp_path / "split.json", ["sub-03_ses-1"])
+    config = study(sessions, tmp_path / "out", split=split, labels=(1,), draws=(0,), arms=("scratch", "pretrained"), max_minutes=0.0)
+    shutil.copytree(untrained, tmp_path / "model")
+    card = read_json(tmp_path / "model" / "model.json")
+    strangers = {16 * digit: 64 * digit for digit in "01"}
+
+    def audit(names, others, **changes):
+        card["training"] |= {"data": store.hashes(names) | others, "scans": store.contents(names)}
+        (tmp_path / "model" / "model.json").write_text(json.dumps(card))
+        found = run_study(dataclasses.replace(config, pretrained=(str(tmp_path / "model"),), **changes), measure=Pretended())
+        return found.content["audit"]["pretrained"], (found.folder / "index.html").read_text()
+
+    counts, page = audit(["sub-01_ses-2", "sub-02_ses-1"], {})
+    assert (counts["pretrain"], counts["same patient"], counts["patients unknown"]) == (2, 1, 0) and "1 of the same patient" in page
+    counts, page = audit(["sub-02_ses-1"], strangers)
+    assert (counts["pretrain"], counts["patients unknown"]) == (3, 2) and "of 2 cases the patient is unknown" in page
+    counts, page = audit([], strangers)
+    assert counts["patients unknown"] == 2 and "patients unknown" in page
+    monkeypatch.setattr(duplicates, "_alike", lambda *_: {})  # the balls are as like as copies
+    with pytest.raises(ConfigError, match=r"trained on and the test cases share 1 patients .sub-01_ses-2 and sub-01_ses-1"):
+        audit(["sub-01_ses-2"], {}, allow_overlap=False)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.few_label.config import FewLabelConfig
-from finetune.few_label.study import Results, keep_own_split, run_study
+from finetune.few_label.study import Results, dataset_of, keep_own_split, run_study
 from jaxseg.data.catalog import open_store
 from jaxseg.errors import ConfigError
 from jaxseg.files import write_json, write_text
@@ -56,14 +56,15 @@ def run_spacings(config: FewLabelConfig, *, run: Callable[[FewLabelConfig], Resu
 
 def resampled(config: FewLabelConfig, spacing: float, out: Path) -> Path:
     """The study's scans as a store of cubic voxels of `spacing` mm, by the recipe of the study's store otherwise, under the same case names."""
-    key = Path(config.store) / NAMES
+    key, dataset = Path(config.store) / NAMES, dataset_of(config.store)
     if key.is_file() and not (out / NAMES).is_file():
         out.mkdir(parents=True, exist_ok=True)
         shutil.copy2(key, out / NAMES)
     prepare_folder(
         config.scans,
         out,
-        label_name=config.label_name,
+        label_name=None if dataset else config.label_name,
+        dataset=dataset,
         like=config.store,
         wishes=Wishes(spacing=(spacing,) * 3),
         keep_names=not key.is_file(),
