@@ -129,6 +129,23 @@ def test_what_shapes_cannot_tell_must_make_sense(tmp_path, published):
         quietly(path, model="unter_base")
 
 
+def test_a_model_that_is_named_must_be_that_variant(tmp_path, published):
+    def folder(name, **changes):
+        graph, params = nnx.split(nnx.eval_shape(lambda: create_model(name, **changes)))
+        arrays = {key: np.zeros(shape, np.float32) for key, shape in param_shapes(params).items()}
+        return save_model(tmp_path / name, nnx.merge(graph, unflatten_params(params, arrays)), {"channels": ["CT"]})
+
+    own = folder("resunet_small", num_classes=3)
+    assert load_pretrained(own, model="resunet_small").config.num_classes == 3
+    with pytest.raises(
+        ConfigError, match=r"is not a 'resunet_base': channels is \(16, 32, 64, 128\) where resunet_base has \(16, .*strides"
+    ):
+        load_pretrained(own, model="resunet_base")
+    path = write_zip(tmp_path / "unetr.pt", *state(published))
+    with pytest.raises(ConfigError, match=r"unetr.pt is not a 'unetr_large': feature is \d+ where unetr_large has .*width is \d+ where"):
+        quietly(path, model="unetr_large")
+
+
 def test_names_of_one_layout_with_the_shapes_of_none_are_refused(tmp_path, published):
     rng = np.random.default_rng(0)
     for key in [
