@@ -111,7 +111,13 @@ def _convert(recognised: Recognised, source: Source, settings: Settings, where: 
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from None
     except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
-        # Converters compute with the shapes of a published layout; a file may have its names and any other shapes.
+        # Converters compute with the shapes of a published layout and with what the user set; a file may have its names and any other shapes.
+        if settings.given:
+            given = ", ".join(f"{name}={value}" for name, value in settings.given.items())
+            raise ConfigError(
+                f"{where}: a {recognised.layout.name} cannot be made of its arrays with --set {given} ({error}): correct these settings, or "
+                "leave them out; if all are right, the shapes of the arrays are not those of this layout"
+            ) from error
         raise CheckpointError(
             f"{where}: the names are those of a {recognised.layout.name}, but the shapes of its arrays are not ({error}); the file is damaged"
         ) from error
