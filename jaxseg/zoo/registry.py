@@ -193,7 +193,11 @@ def _config(kind: Any, base: Any, given: dict[str, Any], where: str) -> Any:
             values[name] = _config(inner_kind, None, {**found, **changes}, where)
         elif changes:
             values[name] = _config(inner_kind, found, changes, where)
-    return kind(**values)
+    try:
+        return kind(**values)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        listed = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ConfigError(f"{where}: a setting is of another type or size than it must be ({error}), among {listed:.300}") from error
 
 
 def _field_types(kind: Any) -> dict[str, Any]:
