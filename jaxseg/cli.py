@@ -303,9 +303,9 @@ def _call_export_torch(known, _rest) -> int:
     from jaxseg.zoo.export.file import export_file
 
     arguments = export_file(known.folder, known.out, old_merging=known.old_merging)
-    print(
-        f"{known.out}: load it into monai.networks.nets.{arguments.pop('class')}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
-    )
+    name, versions = arguments.pop("class"), arguments.pop("versions", None)
+    call = f"monai.networks.nets.{name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
+    print(f"{known.out}: load it into {call}{f' of MONAI {versions}, not of later ones' if versions else ''}")
     return 0
 
 

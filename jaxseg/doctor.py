@@ -11,13 +11,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tens
 
 
 def examine(folder: str | Path = ".") -> list[tuple[str, str, bool]]:
-    """Rows of (what, finding, is it fine): Python, packages, memory, disk space under `folder`, devices and the compilation cache."""
+    """Rows of (what, finding, is it fine): Python, packages, memory, disk space under `folder`, devices, float64, compilation cache."""
     rows = [("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", sys.version_info >= (3, 11))]
     rows += [_package(name) for name in PACKAGES]
     rows.append(("memory", f"{_memory_gib():.1f} GiB, {os.cpu_count()} cores", _memory_gib() >= 7))
     free = shutil.disk_usage(Path(folder).resolve()).free / 2**30
     rows.append(("disk", f"{free:.1f} GiB free under {folder}", free >= 2))
-    return [*rows, _devices(), _cache()]
+    return [*rows, _devices(), _numbers(), _cache()]
 
 
 def device_memory_gib() -> float:
@@ -44,11 +44,29 @@ def _devices() -> tuple[str, str, bool]:
 
     try:
         devices = jax.devices()
-    except RuntimeError as error:
-        return "devices", f"JAX finds none: {error}", False
+    except (RuntimeError, AssertionError) as error:  # an assertion without words where JAX_PLATFORMS names a plugin that is not installed
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        advice = (
+            f"JAX_PLATFORMS is {asked!r}: unset it, or pip install 'jaxseg[cuda]' or 'jaxseg[tpu]'"
+            if asked
+            else "install jax and jaxlib anew"
+        )
+        return "devices", f"JAX finds none{f' ({error})' if str(error) else ''}; {advice}", False
     kinds = {device.device_kind for device in devices}
     note = "" if devices[0].platform != "cpu" else " (no GPU or TPU: for one, pip install 'jaxseg[cuda]' or 'jaxseg[tpu]')"
     return "devices", f"{len(devices)} x {', '.join(sorted(kinds))}{note}", True
+
+
+def _numbers() -> tuple[str, str, bool]:
+    import jax
+
+    if not jax.config.jax_enable_x64:
+        return "numbers", "float32, or bfloat16 where a config says so", True
+    return (
+        "numbers",
+        "float64 is on (jax_enable_x64), which jaxseg is not tested with and which takes more memory: unset JAX_ENABLE_X64",
+        False,
+    )
 
 
 def _cache() -> tuple[str, str, bool]:

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from jaxseg.errors import ConfigError
-from jaxseg.models.conv_unit import After, ConvUnit, Noise, check_image, check_levels, total_stride, triple
+from jaxseg.models.conv_unit import After, ConvUnit, Noise, check_dtype, check_image, check_levels, total_stride, triple
 from jaxseg.models.positions import Triple
 
 _POINT = (1, 1, 1)
@@ -51,6 +51,7 @@ class AttentionUNetConfig:
 
     def __post_init__(self) -> None:
         check_levels(self.channels, self.strides)
+        check_dtype(self.dtype)
         triple(self.kernel_size, "kernel_size", odd=True)
         triple(self.up_kernel_size, "up_kernel_size", odd=True)
         if min(self.in_channels, self.num_classes) < 1 or min(self.channels[:-1]) < 2:

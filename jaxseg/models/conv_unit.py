@@ -54,6 +54,12 @@ def check_rate(field: str, rate: float) -> None:
         raise ConfigError(f"{field} is {rate}; expected a rate of at least 0 and below 1")
 
 
+def check_dtype(dtype: str) -> None:
+    """ConfigError if numbers of this type are not computed with here."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"dtype is {dtype!r}; expected one of float32, bfloat16")
+
+
 def triple(size: int | Triple, field: str, *, odd: bool = False) -> Triple:
     """One number for all axes as three. ConfigError if they are not three positive (and, if asked, odd) numbers."""
     x, y, z = sizes = (size,) * 3 if isinstance(size, int) else tuple(size) if len(size) == 3 else (0, 0, 0)

@@ -20,7 +20,7 @@ from jaxseg.models.conv_stem import ConvStem, ConvStemConfig
 from jaxseg.models.instance_norm import SLOPE
 from jaxseg.models.layers import Block, Keep, LayerScale, layer_norm, run_blocks, survival
 from jaxseg.models.matrix_product import product
-from jaxseg.models.positions import Positions, Rotation, Triple, gather_tokens, rope_rotation, rotate
+from jaxseg.models.positions import Positions, Rotation, Triple, check_numbers, gather_tokens, rope_rotation, rotate
 from jaxseg.models.vit import patchify, token_grid
 
 _normal = nnx.initializers.normal(0.02)  # timm truncates it at 2, a hundred deviations away
@@ -92,6 +92,12 @@ class EvaConfig:
         return int(self.width * self.mlp_ratio)
 
     def __post_init__(self) -> None:
+        check_numbers(
+            self,
+            least={"in_channels": 1, "width": 1, "heads": 1, "depth": 0, "registers": 0},
+            triples=("crop", "token"),
+            positive=("rope_base", "mlp_ratio"),
+        )
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} does not split into {self.heads} heads")
         if self.rotary and (self.width // self.heads) % 6:

@@ -16,7 +16,7 @@ from jaxseg.models.eva import Eva, EvaConfig, stack_eva_blocks
 from jaxseg.models.layers import layer_norm, run_blocks
 from jaxseg.models.mae import MAE
 from jaxseg.models.masked_model import check_masking
-from jaxseg.models.positions import Positions, Triple, gather_tokens, rope_rotation
+from jaxseg.models.positions import Positions, Triple, check_numbers, gather_tokens, rope_rotation
 from jaxseg.models.primus import PatchDecode, check_token
 
 
@@ -78,6 +78,7 @@ class EvaMAEConfig:
             raise ConfigError(
                 "a masked autoencoder must not see hidden voxels, and a convolutional stem would: use an encoder with stem=None"
             )
+        check_numbers(self, least={"decoder_depth": 1, "decoder_heads": 1})
         if self.encoder.width % self.decoder_heads or self.decoder_depth < 1:
             raise ConfigError(
                 f"decoder_heads is {self.decoder_heads} and decoder_depth is {self.decoder_depth}; expected at least one block and heads that "

@@ -4,6 +4,7 @@ A network (or its encoder) takes part by a method `features(x, spacing=None, key
 a transformer early to late. Where the method needs more of the network than its `encoder`, `FEATURE_PARTS` names those attributes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from jaxseg.errors import ConfigError
+from jaxseg.models.conv_unit import total_stride
 from jaxseg.models.positions import Triple
 
 
@@ -74,8 +76,12 @@ def _probe(encoder: Any, config: Any) -> list[Array]:
 
 
 def _sides(config: Any) -> Triple:
-    """A size that the network takes: its crop, or for those of any size one that five halvings divide."""
-    return getattr(config, "crop", None) or getattr(getattr(config, "encoder", None), "crop", None) or (96, 96, 96)
+    """A size that the network takes: its crop, or for those of any size 96 voxels, rounded up to what its strides divide."""
+    encoder = getattr(config, "encoder", config)
+    crop = getattr(config, "crop", None) or getattr(encoder, "crop", None) or (96, 96, 96)
+    strides = getattr(config, "strides", ()) or ((encoder.patch, 2, 2, 2, 2) if hasattr(encoder, "window") else (1,))
+    x, y, z = (math.ceil(side / step) * step for side, step in zip(crop, total_stride(strides)))
+    return x, y, z
 
 
 def _info(sides: Triple, shape: tuple[int, ...]) -> FeatureInfo:

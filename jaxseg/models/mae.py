@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxseg.errors import ConfigError
 from jaxseg.models.layers import layer_norm, linear, run_blocks, stack_blocks
 from jaxseg.models.masked_model import MaskedModel, check_masking
-from jaxseg.models.positions import Kind, Positions, Triple, gather_tokens
+from jaxseg.models.positions import Kind, Positions, Triple, check_numbers, gather_tokens
 from jaxseg.models.vit import ViT, ViTConfig
 
 
@@ -75,6 +75,7 @@ class MAEConfig:
         )
 
     def __post_init__(self) -> None:
+        check_numbers(self, least={"decoder_width": 1, "decoder_heads": 1, "decoder_depth": 0})
         check_masking(self)
         if not 0 < self.predict <= 1:
             raise ConfigError(f"predict is {self.predict}; expected a fraction above 0, up to 1")

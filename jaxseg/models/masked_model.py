@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxseg.errors import ConfigError
 from jaxseg.models.masking import draw
-from jaxseg.models.positions import Triple, gather_tokens
+from jaxseg.models.positions import Triple, check_numbers, gather_tokens
 from jaxseg.models.vit import ViT, patchify, unpatchify
 
 
@@ -39,8 +39,7 @@ def check_masking(config: MaskedConfig) -> None:
     """ConfigError if masks cannot be drawn as `config` says, or the distance is none that is known."""
     if not 0 < config.mask_ratio < 1:
         raise ConfigError(f"mask_ratio is {config.mask_ratio}; expected a fraction above 0 and below 1")
-    if min(config.mask_unit) < 1:
-        raise ConfigError(f"mask_unit is {config.mask_unit}; expected at least one token along each axis")
+    check_numbers(config, least={}, triples=("mask_unit",))
     if min(config.mask_blocks, config.mask_slabs) < 0 or config.mask_blocks + config.mask_slabs > 1:
         raise ConfigError(
             f"mask_blocks {config.mask_blocks} and mask_slabs {config.mask_slabs}: expected probabilities with a sum of at most 1"

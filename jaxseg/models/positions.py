@@ -1,7 +1,11 @@
-"""Where a token is: learned and sin-cos tables, and rotary embeddings by token index or in millimetres. Called by `vit` and `mae`."""
+"""Where a token is: learned and sin-cos tables, and rotary embeddings by token index or in millimetres. Called by `vit` and `mae`.
 
+Also what every size of a transformer's config must be: `check_numbers`.
+"""
+
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,22 @@ from jaxseg.errors import ConfigError, ShapeError
 
 Kind = Literal["rope_mm", "rope_index", "learned", "sincos", "none"]
 Triple = tuple[int, int, int]
+
+
+def check_numbers(config: Any, *, least: Mapping[str, int], triples: Sequence[str] = (), positive: Sequence[str] = ()) -> None:
+    """ConfigError, naming the field, if one of `config` is no whole number of at least `least`, not three whole numbers from 1 on, or not above 0."""
+    for field, limit in least.items():
+        value = getattr(config, field)
+        if not isinstance(value, int | np.integer) or value < limit:
+            raise ConfigError(f"{field} is {value!r}; expected a whole number of at least {limit}")
+    for field in triples:
+        value = getattr(config, field)
+        if not isinstance(value, tuple | list) or len(value) != 3 or any(not isinstance(n, int | np.integer) or n < 1 for n in value):
+            raise ConfigError(f"{field} is {value!r}; expected three whole numbers of at least 1, along x, y and z")
+    for field in positive:
+        value = getattr(config, field)
+        if not isinstance(value, int | float | np.number) or not 0 < value < np.inf:
+            raise ConfigError(f"{field} is {value!r}; expected a number above 0")
 
 
 class Rotation(NamedTuple):

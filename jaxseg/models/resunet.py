@@ -15,6 +15,7 @@ from jaxseg.models.conv_unit import (
     Noise,
     NormKind,
     ResidualUnit,
+    check_dtype,
     check_image,
     check_levels,
     total_stride,
@@ -65,6 +66,7 @@ class ResUNetConfig:
 
     def __post_init__(self) -> None:
         check_levels(self.channels, self.strides)
+        check_dtype(self.dtype)
         triple(self.kernel_size, "kernel_size", odd=True)
         triple(self.up_kernel_size, "up_kernel_size", odd=True)
         if min(self.in_channels, self.num_classes) < 1 or self.num_res_units < 0:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxseg.errors import ConfigError, ShapeError
 from jaxseg.models.attention import attention
 from jaxseg.models.layers import EPSILON, MLP, BlockConfig, Keep, layer_norm, linear, recomputed, survival
-from jaxseg.models.positions import Triple
+from jaxseg.models.positions import Triple, check_numbers
 from jaxseg.models.unetr import ResidualBlock
 from jaxseg.models.vit import patchify
 from jaxseg.models.windows import MERGING_ORDERS, Merging, cut, fit_windows, join, merge_neighbours, regions, relative_index
@@ -53,8 +53,7 @@ class SwinConfig:
             sizes = getattr(self, field)
             if not isinstance(sizes, tuple) or len(sizes) != length or any(not isinstance(n, int) or n < 1 for n in sizes):
                 raise ConfigError(f"{field} is {sizes!r}; expected {length} numbers of at least 1")
-        if self.in_channels < 1 or self.feature < 1:
-            raise ConfigError(f"in_channels is {self.in_channels} and feature is {self.feature}; both must be at least 1")
+        check_numbers(self, least={"in_channels": 1, "feature": 1}, positive=("mlp_ratio",))
         for i, (width, heads) in enumerate(zip(self.widths, self.heads)):
             if width % heads:
                 raise ConfigError(f"stage {i + 1} has {width} channels, which do not split into its {heads} heads")

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from jaxseg.errors import ConfigError, ShapeError
+from jaxseg.models.conv_unit import check_dtype
 from jaxseg.models.positions import Triple
 from jaxseg.models.unet_blocks import Convolution, ConvStack, DecoderStage, ResidualStage
 from jaxseg.models.unet_plan import fields_of_plan, spelt_out
@@ -78,6 +79,7 @@ class UNetConfig:
             raise ConfigError(
                 f"strides is {self.strides}; they must be at least 1, and (1, 1, 1) at the first stage: its resolution is the logits'"
             )
+        check_dtype(self.dtype)
         if self.stem is not None and self.kind == "plain":
             raise ConfigError(f"stem is {self.stem}, but a plain encoder has no stem")
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxseg.errors import ConfigError, ShapeError
 from jaxseg.models.layers import BlockConfig, Keep, layer_norm, linear, run_blocks, stack_blocks, survival
-from jaxseg.models.positions import Kind, Positions, Triple, gather_tokens
+from jaxseg.models.positions import Kind, Positions, Triple, check_numbers, gather_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +91,16 @@ class ViTConfig:
         return BlockConfig(self.width, self.heads, self.mlp, self.mlp_ratio, self.layer_scale, self.qkv_bias, self.dtype)
 
     def __post_init__(self) -> None:
+        check_numbers(
+            self,
+            least={"in_channels": 1, "width": 1, "heads": 1, "depth": 0, "registers": 0},
+            triples=("crop", "token"),
+            positive=("rope_scale", "rope_base", "mlp_ratio"),
+        )
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ConfigError(f"width {self.width} does not split into {self.heads} heads of an even number of channels")
         if any(c < t or c % t for c, t in zip(self.crop, self.token)):
             raise ConfigError(f"crop {self.crop} is not a multiple of token {self.token} along every axis")
-        if self.depth < 0:
-            raise ConfigError(f"depth is {self.depth}; expected a number of blocks, or 0 for patches alone")
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"drop_path is {self.drop_path}; expected a rate of at least 0 and below 1")
         for field, known in {

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxseg.errors import ConfigError
 from jaxseg.models.conv import conv3d, kernel_init, upsample_conv
-from jaxseg.models.conv_unit import Activation, After, ConvUnit, Noise, Norm, check_image, check_rate
+from jaxseg.models.conv_unit import Activation, After, ConvUnit, Noise, Norm, check_dtype, check_image, check_rate
 
 _KERNEL = (5, 5, 5)
 _HALVING = (2, 2, 2)
@@ -61,6 +61,7 @@ class VNetConfig:
                 f"in_channels {self.in_channels} must divide feature {self.feature} (an even number), and num_classes {self.num_classes} "
                 "must be at least 1"
             )
+        check_dtype(self.dtype)
         check_rate("dropout_prob_down", self.dropout_prob_down or 0)
         for rate in self.dropout_prob_up:
             check_rate("dropout_prob_up", rate or 0)

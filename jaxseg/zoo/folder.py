@@ -130,7 +130,8 @@ def read_card(folder: str | Path) -> dict[str, Any]:
             f"{path}: not a model card of format {_FORMAT} (found {found!r}); use a jaxseg as new as the one that wrote it"
         )
     sections = [card.get("architecture"), card.get("weights")]
-    if not all(isinstance(section, dict) for section in sections) or "sha256" not in card["weights"] or "channels" not in card:
+    whole = all(isinstance(section, dict) for section in sections) and isinstance(card["weights"].get("sha256"), str)
+    if not whole or "channels" not in card:
         raise CheckpointError(
             f"{path}: the card is damaged: it needs architecture, channels and weights with their sha256; copy the folder again"
         )

@@ -21,7 +21,7 @@ from jaxseg.zoo.convert.report import ConversionReport
 from jaxseg.zoo.convert.source import Converted, Settings, Source
 from jaxseg.zoo.folder import CARD, Model, complete_card, load_model
 from jaxseg.zoo.names import differences, flatten_params, param_shapes, unflatten_params
-from jaxseg.zoo.registry import architecture, family_of, list_models, network_of
+from jaxseg.zoo.registry import architecture, deviations, family_of, list_models, network_of
 from jaxseg.zoo.weight_file import WeightFile, read_weight_file
 
 _LONGEST_PLAN = 64 << 10
@@ -42,7 +42,8 @@ def load_pretrained(
 
     Args:
         name_or_path: a model folder, a `.pt`/`.pth` of PyTorch (zip or legacy), a `.safetensors`, or an Orbax checkpoint or run folder.
-        model: the model that it must be, as `list_models` names it. Needed for arrays in jaxseg's own names without a card.
+        model: the model that it must be, as `list_models` names it, but for its channels, classes and crop. Needed for arrays in jaxseg's own
+            names without a card, where `settings` may change any field of it.
         partial: take what fits: what the file lacks is initialised from `seed`, what the network has no place for is left out.
         settings: what shapes cannot tell, by name (heads, window, crop, token_order, …); published defaults are taken otherwise, and said.
         channels: names of the input channels for the card, such as ["T1", "FLAIR"].
@@ -76,7 +77,8 @@ def convert_file(
     asked = Settings(settings)
     file = read_weight_file(path)
     where = str(file.path)
-    layouts = [*published_layouts(), *([own_layout(model)] if model else [])]
+    own = [own_layout(model)] if model else []
+    layouts = [*published_layouts(), *own]
     recognised = recognise(file.content, asked, where, layouts)
     source = (_Lenient if partial else Source)(recognised.state, recognised.layout.name)
     converted = _convert(recognised, source, asked, where)
@@ -85,6 +87,8 @@ def convert_file(
     description = architecture(network)
     if family not in (None, description["name"]):
         raise ConfigError(f"{where} is a {recognised.layout.name}, which is {description['name']!r} here, not {model!r}")
+    if model is not None and recognised.layout not in own:
+        _check_model(where, model, converted.config)
     report = _report(file, recognised, source, asked, converted, network, description["name"])
     if not partial and not report.whole:
         raise CheckpointError(
@@ -107,7 +111,13 @@ def _convert(recognised: Recognised, source: Source, settings: Settings, where: 
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from None
     except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
-        # Converters compute with the shapes of a published layout; a file may have its names and any other shapes.
+        # Converters compute with the shapes of a published layout and with what the user set; a file may have its names and any other shapes.
+        if settings.given:
+            given = ", ".join(f"{name}={value}" for name, value in settings.given.items())
+            raise ConfigError(
+                f"{where}: a {recognised.layout.name} cannot be made of its arrays with --set {given} ({error}): correct these settings, or "
+                "leave them out; if all are right, the shapes of the arrays are not those of this layout"
+            ) from error
         raise CheckpointError(
             f"{where}: the names are those of a {recognised.layout.name}, but the shapes of its arrays are not ({error}); the file is damaged"
         ) from error
@@ -128,7 +138,14 @@ def _own_folder(
     loaded = load_model(path)
     if model is not None and family_of(model) != loaded.card["architecture"]["name"]:
         raise ConfigError(f"{path} is a {loaded.card['architecture']['name']!r}, not {model!r}")
+    if model is not None:
+        _check_model(path, model, loaded.config)
     return loaded
+
+
+def _check_model(where: str | Path, model: str, config: Any) -> None:
+    if found := deviations(model, config):
+        raise ConfigError(f"{where} is not a {model!r}: {'; '.join(found)}. Name the model that it is, or none")
 
 
 def _check_not_a_name(name: str | Path) -> None:

@@ -63,6 +63,9 @@ UNNAMED = {
     "simclr3d": Family("jaxseg.models.simclr", "SimCLR", "SimCLRConfig"),
 }
 
+_FREE = ("in_channels", "num_classes", "crop", "drop_path")
+"""What networks of one public name may have as they like."""
+
 
 def list_models() -> list[str]:
     """The names that `create_model` knows."""
@@ -138,6 +141,23 @@ def family_of(name: str) -> str:
     return next(family for family, entry in FAMILIES.items() if entry is found)
 
 
+def deviations(name: str, config: Any) -> list[str]:
+    """In what a config of the same family is not the model `name`, such as "feature is 12 where swin_unetr_96 has 96"; empty if it is that model.
+
+    Compared is what makes a variant: the fields in which it differs from the class's defaults or from its sisters, but for channels, classes,
+    crop, and what shapes no array. Raises ConfigError for an unknown name.
+    """
+    entry, method = _find(name)
+    kind = entry.config_class()
+    wanted, found = _flat_values(getattr(kind, method)()), _flat_values(config)
+    others = [_flat_values(kind()), *(_flat_values(getattr(kind, other)()) for other in kind.VARIANTS.values())]
+    return [
+        f"{field} is {found.get(field)} where {name} has {value}"
+        for field, value in wanted.items()
+        if field not in _FREE and any(value != other.get(field) for other in others) and found.get(field) != value
+    ]
+
+
 def network_of(config: Any, *, seed: int = 0) -> Any:
     """The network of a config, freshly initialised. Raises ConfigError for a config of no family."""
     for entry in (FAMILIES | UNNAMED).values():
@@ -173,7 +193,11 @@ def _config(kind: Any, base: Any, given: dict[str, Any], where: str) -> Any:
             values[name] = _config(inner_kind, None, {**found, **changes}, where)
         elif changes:
             values[name] = _config(inner_kind, found, changes, where)
-    return kind(**values)
+    try:
+        return kind(**values)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        listed = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ConfigError(f"{where}: a setting is of another type or size than it must be ({error}), among {listed:.300}") from error
 
 
 def _field_types(kind: Any) -> dict[str, Any]:
@@ -190,6 +214,13 @@ def _nested(hint: Any) -> Any:
 def _flat_fields(kind: Any) -> set[str]:
     own = _field_types(kind)
     return set(own).union(*(_flat_fields(inner) for inner in map(_nested, own.values()) if inner))
+
+
+def _flat_values(config: Any) -> dict[str, Any]:
+    """The fields of a config and, side by side with them, those of the configs inside it."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    inner = [values.pop(name) for name, value in list(values.items()) if dataclasses.is_dataclass(value)]
+    return values | {name: value for each in inner for name, value in _flat_values(each).items()}
 
 
 def _coerce(value: Any, hint: Any) -> Any:

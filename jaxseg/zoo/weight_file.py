@@ -72,10 +72,11 @@ def read_weight_file(path: str | Path) -> WeightFile:
 
 
 def _form(path: Path, head: bytes) -> str:
-    if head.startswith(ZIP_MAGIC) or (head.startswith(PICKLE_MAGIC) and head[1] <= 5):
-        return "PyTorch"
+    # First, since the length of a safetensors header may begin with the byte of a pickle; in a legacy file of PyTorch byte 8 is 0xf9.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return "safetensors"
+    if head.startswith(ZIP_MAGIC) or (head.startswith(PICKLE_MAGIC) and head[1] <= 5):
+        return "PyTorch"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     for magic, what in _OTHERS.items():
         if text.startswith(magic) or head.startswith(magic):

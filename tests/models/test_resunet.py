@@ -11,6 +11,8 @@ from flax import nnx
 from jaxseg.errors import CheckpointError, ConfigError, ShapeError
 from jaxseg.models.conv_unit import Noise
 from jaxseg.models.resunet import ResUNetConfig
+from jaxseg.zoo.convert.monai_convnets import convert_unet
+from jaxseg.zoo.convert.source import Settings, Source
 from tests.convnets import apply, check_golden, check_peer, convert, golden, random_network, shapes
 from tests.peers import import_peer
 
@@ -50,6 +52,22 @@ def test_strides_are_told_from_the_shortcuts():
     assert flat.config.strides == (2, 1)
     with pytest.raises(CheckpointError, match=r"1 arrays have no place here, among them \['model.3.weight'\]"):
         convert(state | {"model.3.weight": np.zeros(3, np.float32)}, {})
+
+
+def test_norms_that_arrays_cannot_tell_are_said_and_others_refused():
+    module = golden()
+    scaled = module.make_state(module.CASES["unet_plain"], module.stored_shapes("unet_plain"))
+    bare = {key: value for key, value in scaled.items() if ".adn.N." not in key}
+    for state, kind in ((bare, "instance"), (scaled, "instance_affine")):
+        settings = Settings()
+        assert convert_unet(Source(state, "MONAI UNet"), settings).config.norm == kind
+        assert any(line.startswith(f"norm = {kind} (") for line in settings.said)
+        assert convert(state, {"norm": kind}).config.norm == kind
+        with pytest.raises(ConfigError, match=f"norm is 'group'.* {kind} alone.*adn_ordering=DA"):
+            convert(state, {"norm": "group"})
+    settings = Settings({"adn_ordering": "DA"})
+    convert_unet(Source(bare, "MONAI UNet"), settings)
+    assert not any(line.startswith("norm") for line in settings.said)
 
 
 def test_dropout_is_drawn_per_sample_and_keeps_the_mean():

@@ -66,9 +66,10 @@ def test_a_whole_file_fills_the_whole_network(golden, name, layout):
     assert [line.split(" = ")[0] for line in settings.said] == ["crop"]
 
 
-def test_a_converted_network_says_its_axes(golden):
+def test_a_converted_network_says_its_axes_and_what_is_taken_for_granted(golden):
     converted, _, _ = convert(golden.make_state(golden.CASES["plain"]))
     assert "(z, y, x)" in converted.notes[0] and converted.card["axes"] == "z, y, x, channel"
+    assert "instance norm and LeakyReLU with a slope of 0.01: the file does not say" in converted.notes[1]
 
 
 @pytest.mark.parametrize("prefix", ["encoder.", ""])

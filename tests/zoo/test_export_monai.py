@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxseg.cli import main
 from jaxseg.errors import ConfigError
 from jaxseg.models.swin import SwinConfig
 from jaxseg.models.swin_unetr import SwinUNETR, SwinUNETRConfig
@@ -15,7 +16,8 @@ from jaxseg.models.vit import ViT, ViTConfig
 from jaxseg.zoo.convert.monai_swin import LAYOUTS as swin_layouts
 from jaxseg.zoo.convert.monai_unetr import LAYOUTS as unetr_layouts
 from jaxseg.zoo.convert.source import Settings, Source
-from jaxseg.zoo.export.monai import export_monai, monai_arguments
+from jaxseg.zoo.export.monai import export_monai, monai_arguments, monai_versions
+from jaxseg.zoo.folder import save_model
 from jaxseg.zoo.names import flatten_params, param_shapes, unflatten_params
 from tests.peers import import_peer
 
@@ -110,3 +112,15 @@ def test_the_merging_of_old_versions_is_written_for_them_alone():
     with pytest.raises(ConfigError, match="merging_repeated.*old_merging=True"):
         export_monai(network)
     assert convert_back(export_monai(network, old_merging=True), config).config == config
+    arguments = monai_arguments(network)
+    assert arguments["downsample"] == "merging" and "img_size" in arguments and "window_size" not in arguments
+    assert monai_versions(network) == "0.9 to 1.4" and monai_versions(random_network(*CASES["swin_unetr"])) is None
+
+
+def test_the_command_says_for_which_versions_the_old_merging_is(tmp_path, capsys):
+    config = SwinUNETRConfig(SwinConfig(feature=12, depths=(1, 1, 1, 1), downsample="merging_repeated"))
+    save_model(tmp_path / "model", random_network(SwinUNETR, config), {"channels": ["CT"]})
+    out = tmp_path / "old.safetensors"
+    assert main(["export-torch", str(tmp_path / "model"), "--out", str(out), "--old-merging"]) == 0
+    assert "downsample='merging') of MONAI 0.9 to 1.4, not of later ones" in capsys.readouterr().out
+    assert b"versions" in out.read_bytes()[:100_000]

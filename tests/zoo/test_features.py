@@ -69,6 +69,24 @@ def test_a_convolutional_network_keeps_its_encoder_alone():
     assert len(names) < len(array_names(nnx.state(full, nnx.Param)))
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "coarsest"),
+    [
+        ("resunet_small", {"channels": (4,) * 7, "strides": (2,) * 6}, (64, 64, 64)),
+        ("attention_unet_small", {"channels": (4,) * 3, "strides": (5, (7, 1, 2))}, (35, 5, 10)),
+        (
+            "unet_plain",
+            {"features": (4, 4, 4), "kernels": 3, "strides": (1, 3, 5), "blocks": 1, "decoder_convs": 1, "crop": 32},
+            (15, 15, 15),
+        ),
+        ("swin_unetr_12", {"patch": (5, 2, 1)}, (80, 32, 16)),
+    ],
+)
+def test_networks_whose_strides_do_not_divide_the_usual_size_have_maps_too(name, changes, coarsest):
+    model = nnx.eval_shape(lambda: create_model(name, features_only=True, **changes))
+    assert model.feature_info[-1].reduction == coarsest
+
+
 def test_mistakes_are_answered():
     with pytest.raises(ConfigError, match="no feature map 4: ViT gives 4"):
         nnx.eval_shape(lambda: create_model("vit3d_tiny", **TINY, features_only=True, out_indices=(4,)))

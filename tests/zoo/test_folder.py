@@ -130,6 +130,9 @@ def test_a_card_of_another_architecture_gives_a_table(saved):
         ({"architecture": {"name": "swin"}}, "'swin'"),
         ({"architecture": None}, "the card is damaged"),
         ({"weights": {}}, "the card is damaged"),
+        ({"weights": {"sha256": 5}}, "the card is damaged"),
+        ({"architecture": {"name": "unetr", "arguments": {"heads": 0}}}, "heads is 0"),
+        ({"architecture": {"name": "resunet", "arguments": {"channels": 8}}}, "of another type or size.*channels=8"),
     ],
 )
 def test_unusable_cards_are_refused(saved, changes, message):

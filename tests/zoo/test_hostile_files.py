@@ -403,3 +403,12 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path, case):
     content, match = SAFETENSORS[case]
     (tmp_path / "a.safetensors").write_bytes(content)
     refuses(tmp_path / "a.safetensors", match)
+
+
+@pytest.mark.parametrize("length", [128, 384])
+def test_a_safetensors_header_whose_length_looks_like_a_pickle_is_read(tmp_path, length):
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(safetensors(entry().ljust(length)))
+    assert file.read_bytes()[0] == 0x80
+    read = read_weight_file(file)
+    assert read.form == "safetensors" and read.content["w"].shape == (2,)

@@ -21,6 +21,7 @@ from jaxseg.zoo.folder import load_model, read_card, save_model
 from jaxseg.zoo.names import flatten_params, param_shapes, unflatten_params
 from jaxseg.zoo.pretrained import convert_file, load_pretrained
 from jaxseg.zoo.registry import create_model
+from tests import convnets
 from tests.golden.make_unetr import CASES, make_state
 from tests.torch_writer import mapping, state, text, write_legacy, write_zip
 
@@ -121,12 +122,43 @@ def test_what_shapes_cannot_tell_must_make_sense(tmp_path, published):
     path = write_zip(tmp_path / "unetr.pt", *state(published))
     with pytest.raises(ConfigError, match="heads"):
         quietly(path, settings={**SETTINGS, "heads": 5})
+    for heads in (0, 2.5, "two"):
+        with pytest.raises(ConfigError, match=f"heads is {heads!r}; expected a whole number"):
+            quietly(path, settings={**SETTINGS, "heads": heads})
     with pytest.raises(ConfigError, match="--set hedas: this checkpoint has no such setting; known: crop, heads"):
         quietly(path, settings={**SETTINGS, "hedas": 12})
     with pytest.raises(ConfigError, match="is a MONAI UNETR, which is 'unetr' here, not 'mae3d_tiny'"):
         quietly(path, model="mae3d_tiny")
     with pytest.raises(ConfigError, match="there is no model 'unter_base'"):
         quietly(path, model="unter_base")
+
+
+def test_a_model_that_is_named_must_be_that_variant(tmp_path, published):
+    def folder(name, **changes):
+        graph, params = nnx.split(nnx.eval_shape(lambda: create_model(name, **changes)))
+        arrays = {key: np.zeros(shape, np.float32) for key, shape in param_shapes(params).items()}
+        return save_model(tmp_path / name, nnx.merge(graph, unflatten_params(params, arrays)), {"channels": ["CT"]})
+
+    own = folder("resunet_small", num_classes=3)
+    assert load_pretrained(own, model="resunet_small").config.num_classes == 3
+    with pytest.raises(
+        ConfigError, match=r"is not a 'resunet_base': channels is \(16, 32, 64, 128\) where resunet_base has \(16, .*strides"
+    ):
+        load_pretrained(own, model="resunet_base")
+    path = write_zip(tmp_path / "unetr.pt", *state(published))
+    with pytest.raises(ConfigError, match=r"unetr.pt is not a 'unetr_large': feature is \d+ where unetr_large has .*width is \d+ where"):
+        quietly(path, model="unetr_large")
+
+
+def test_a_wrong_setting_is_not_blamed_on_the_file(tmp_path):
+    save_file(own_network()[1], tmp_path / "own.safetensors")
+    with pytest.raises(ConfigError, match="width"):
+        load_pretrained(tmp_path / "own.safetensors", model="mae3d_tiny", settings={**OWN, "width": "wide"})
+    module = convnets.golden()
+    save_file(module.make_state(module.CASES["unet"], module.stored_shapes("unet")), tmp_path / "unet.safetensors")
+    for settings, name in (({"strides": 2}, "strides=2"), ({"dropout": "x"}, "dropout=x"), ({"adn_ordering": 5}, "adn_ordering=5")):
+        with pytest.raises(ConfigError, match=f"with --set {name} .*correct these settings"):
+            load_pretrained(tmp_path / "unet.safetensors", settings=settings)
 
 
 def test_names_of_one_layout_with_the_shapes_of_none_are_refused(tmp_path, published):

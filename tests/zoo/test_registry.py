@@ -121,6 +121,34 @@ def test_overrides_reach_the_encoder_and_the_network():
     assert single.config.encoder.in_channels == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("unetr_tiny", {"heads": 0}, "heads is 0; expected a whole number of at least 1"),
+        ("unetr_tiny", {"token": 0}, r"token is \(0, 0, 0\); expected three whole numbers"),
+        ("unetr_tiny", {"crop": (48, 48)}, r"crop is \(48, 48\); expected three"),
+        ("unetr_tiny", {"crop": "abc"}, "crop is 'abc'"),
+        ("unetr_tiny", {"width": 192.0}, "width is 192.0"),
+        ("unetr_tiny", {"registers": -1}, "registers is -1; expected a whole number of at least 0"),
+        ("unetr_tiny", {"rope_scale": 0}, "rope_scale is 0; expected a number above 0"),
+        ("unetr_tiny", {"mlp_ratio": float("nan")}, "mlp_ratio is nan"),
+        ("unetr_tiny", {"encoder": 5}, "of another type or size"),
+        ("mae3d_tiny", {"decoder_heads": 0}, "decoder_heads is 0"),
+        ("mae3d_tiny", {"mask_unit": (2, 2)}, r"mask_unit is \(2, 2\)"),
+        ("evamae_s", {"decoder_heads": 0}, "decoder_heads is 0"),
+        ("primus_s", {"heads": 0}, "heads is 0"),
+        ("primus_s", {"in_channels": 0}, "in_channels is 0"),
+        ("swin_unetr_12", {"mlp_ratio": 0}, "mlp_ratio is 0"),
+        ("resunet_small", {"channels": 8}, "of another type or size.*channels=8"),
+        ("cinema_base", {"scale": (2, 2)}, "of another type or size"),
+        *((name, {"dtype": "foo"}, "dtype is 'foo'") for name in ("unet_plain", "resunet_small", "attention_unet_small", "vnet_small")),
+    ],
+)
+def test_values_that_make_no_network_are_named(name, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        nnx.eval_shape(lambda: create_model(name, **changes))
+
+
 def test_mistakes_are_answered():
     with pytest.raises(ConfigError, match="perhaps you meant 'unetr_tiny'"):
         create_model("unetr_tini")

@@ -12,7 +12,7 @@ from jaxseg.errors import ConfigError
 from jaxseg.models.cinema import CineMAConfig
 from jaxseg.models.positions import Triple, sincos_table
 from jaxseg.zoo.convert.monai_vit import crop_of
-from jaxseg.zoo.convert.source import Converted, Layout, Settings, Source, kernel, linear, norm
+from jaxseg.zoo.convert.source import Converted, Layout, Settings, Source, kernel, linear, norm, whole_number
 
 _DOWN, _FUSION = "enc_down_dict", "enc_fusion_dict"
 _CROPS: dict[int, Triple] = {3: (192, 192, 16), 2: (256, 256, 1)}
@@ -146,8 +146,8 @@ def _count(source: Source, theirs: str, part: str) -> int:
 
 def _heads(settings: Settings, width: int) -> int:
     if width not in _HEADS:
-        return int(settings.need("heads", f"a width of {width} is none of the published {', '.join(map(str, _HEADS))}"))
-    return int(settings.take("heads", _HEADS[width], "as published for this width"))
+        return whole_number("heads", settings.need("heads", f"a width of {width} is none of the published {', '.join(map(str, _HEADS))}"))
+    return whole_number("heads", settings.take("heads", _HEADS[width], "as published for this width"))
 
 
 def _triple(sizes: tuple[int, ...]) -> Triple:

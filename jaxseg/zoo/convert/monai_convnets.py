@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxseg.errors import ConfigError
 from jaxseg.models.attention_unet import AttentionUNetConfig
 from jaxseg.models.resunet import ResUNetConfig
 from jaxseg.models.vnet import VNetConfig
@@ -31,7 +32,10 @@ def _is_vnet(state: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def convert_unet(source: Source, settings: Settings) -> Converted:
-    """MONAI's `UNet`. Settings: strides, dropout, adn_ordering, and act where it has no parameters. CheckpointError for another layout."""
+    """MONAI's `UNet`. Settings: strides, dropout, adn_ordering, act where it has no parameters, and norm where it stores no statistics.
+
+    Raises CheckpointError for another layout, ConfigError for a norm that jaxseg does not have.
+    """
     levels = 1
     while _has_level(source, levels - 1):
         levels += 1
@@ -64,6 +68,7 @@ def _unet_config(source: Source, settings: Settings, levels: int) -> ResUNetConf
     name = [f"{top}.{first}" if first else top for top in tops]
     shapes = [source.shape(f"{each}.conv.weight") for each in name]
     up = source.shape("model.2.0.conv.weight" if units else "model.2.conv.weight")
+    order = settings.take("adn_ordering", "NDA", "MONAI's default")
     return ResUNetConfig(
         in_channels=shapes[0][1],
         num_classes=up[1],
@@ -73,10 +78,10 @@ def _unet_config(source: Source, settings: Settings, levels: int) -> ResUNetConf
         up_kernel_size=_size(up),
         num_res_units=units,
         act="prelu" if f"{name[0]}.adn.A.weight" in source else settings.take("act", "relu", "no PReLU in the file"),
-        norm=_unet_norm(source, f"{name[0]}.adn.N"),
+        norm=_unet_norm(source, settings, f"{name[0]}.adn.N", order),
         dropout=settings.take("dropout", 0.0, "MONAI's default"),
         bias=f"{name[0]}.conv.bias" in source,
-        adn_ordering=settings.take("adn_ordering", "NDA", "MONAI's default"),
+        adn_ordering=order,
     )
 
 
@@ -95,10 +100,21 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(each) for each in value) if isinstance(value, list | tuple) else value
 
 
-def _unet_norm(source: Source, name: str) -> Any:
+def _unet_norm(source: Source, settings: Settings, name: str, order: Any) -> Any:
     if f"{name}.running_mean" in source:
         return "frozen_batch"
-    return "instance_affine" if f"{name}.weight" in source else "instance"
+    affine = f"{name}.weight" in source
+    kind = "instance_affine" if affine else "instance"
+    if "N" not in str(order):
+        return kind
+    why = "arrays of a group norm would look the same" if affine else "MONAI's default; a network without norms would look the same"
+    given = settings.take("norm", kind, why)
+    if given != kind:
+        raise ConfigError(
+            f"norm is {given!r}, but a network with {'scales' if affine else 'no arrays'} of norms and without stored statistics is loaded as "
+            f"{kind} alone: jaxseg has no other norm for it. For one without norms, give --set adn_ordering=DA"
+        )
+    return kind
 
 
 def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:

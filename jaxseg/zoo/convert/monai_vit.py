@@ -12,7 +12,7 @@ from jaxseg.errors import CheckpointError, ConfigError
 from jaxseg.models.mae import MAEConfig
 from jaxseg.models.positions import Kind, Triple, sincos_table
 from jaxseg.models.vit import ViTConfig
-from jaxseg.zoo.convert.source import Converted, Layout, Settings, Source, linear, norm
+from jaxseg.zoo.convert.source import Converted, Layout, Settings, Source, linear, norm, whole_number
 
 _TABLE = "patch_embedding.position_embeddings"
 _CONV = "patch_embedding.patch_embeddings.weight"
@@ -163,10 +163,10 @@ def _token(source: Source, settings: Settings) -> tuple[Triple, int]:
 
 
 def heads_of(settings: Settings, name: str, width: int) -> int:
-    """Attention heads, which no array tells: as set, else MONAI's 12 where the width allows them."""
+    """Attention heads, which no array tells: as set, else MONAI's 12 where the width allows them. ConfigError for no number of heads."""
     if width % 24:
-        return int(settings.need(name, f"a width of {width} does not split into the published 12 heads"))
-    return int(settings.take(name, 12, "MONAI's default"))
+        return whole_number(name, settings.need(name, f"a width of {width} does not split into the published 12 heads"))
+    return whole_number(name, settings.take(name, 12, "MONAI's default"))
 
 
 def _depth(source: Source, blocks: str) -> int:

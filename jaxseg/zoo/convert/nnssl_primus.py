@@ -17,7 +17,7 @@ from jaxseg.models.eva_mae import EvaMAEConfig
 from jaxseg.models.positions import Triple
 from jaxseg.models.primus import PrimusConfig
 from jaxseg.zoo.convert.eva_blocks import Order, block_arrays, check_exchangeable, grid_table, hidden_ratio
-from jaxseg.zoo.convert.source import Converted, Layout, Settings, Source, kernel, norm, transposed_kernel
+from jaxseg.zoo.convert.source import Converted, Layout, Settings, Source, kernel, norm, transposed_kernel, whole_number
 from jaxseg.zoo.convert.token_order import better_order, read_sample
 
 _HEADS = {396: 6, 792: 12, 864: 12, 1056: 16}
@@ -52,7 +52,7 @@ def convert_mae(source: Source, settings: Settings) -> Converted:
     With a sample and no token_order, the order is the one that reconstructs the sample's hidden patches better; else EvaMAE's own.
     """
     encoder = _encoder_config(source, settings)
-    heads = int(settings.take("decoder_heads", encoder.heads, "as many as the encoder has"))
+    heads = whole_number("decoder_heads", settings.take("decoder_heads", encoder.heads, "as many as the encoder has"))
     config = EvaMAEConfig(encoder, decoder_depth=_depth(source, "decoder"), decoder_heads=heads)
     if "sample" in settings.given and "token_order" not in settings.given:
         image = read_sample(settings.need("sample", "evidence for the token order"), config)
@@ -70,7 +70,8 @@ def convert_mae(source: Source, settings: Settings) -> Converted:
 
 def _encoder_config(source: Source, settings: Settings) -> EvaConfig:
     width, depth = source.shape("eva.norm.weight")[0], _depth(source, "eva")
-    heads = int(settings.take("heads", _HEADS.get(width, max(1, width // 72)), "as published" if width in _HEADS else "72 numbers a head"))
+    why = "as published" if width in _HEADS else "72 numbers a head"
+    heads = whole_number("heads", settings.take("heads", _HEADS.get(width, max(1, width // 72)), why))
     rotary = bool(settings.take("rotary", True, "as published"))
     stem = _stem_config(source, settings)
     token = _token(source, stem)

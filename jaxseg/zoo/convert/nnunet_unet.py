@@ -26,6 +26,7 @@ _AXES = (
     "trained with the axes (z, y, x), as nnU-Net reads images: its first spatial axis is the first here. "
     "Give it arrays (b, z, y, x, c) and spacing in that order"
 )
+_UNSTATED = "norms and activations are taken as nnU-Net's own, instance norm and LeakyReLU with a slope of 0.01: the file does not say them"
 _CARD = {"axes": "z, y, x, channel", "orientation": "as in the file"}
 
 
@@ -47,7 +48,7 @@ def convert_unet(source: Source, settings: Settings) -> Converted:
         arrays |= _heads(state, config)
     source.ignore(lambda key: not _belongs(key), "not a part of the U-Net")
     source.check_all_used()
-    return Converted(config, arrays, missing=missing, notes=[_AXES], card=dict(_CARD))
+    return Converted(config, arrays, missing=missing, notes=[_AXES, _UNSTATED], card=dict(_CARD))
 
 
 class _Once(Source):

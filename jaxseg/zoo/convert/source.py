@@ -116,6 +116,13 @@ class Layout:
     convert: Callable[[Source, Settings], Converted]
 
 
+def whole_number(name: str, value: Any) -> int:
+    """The value of a setting that counts something. ConfigError if it is no whole number of at least 1."""
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{name} is {value!r}; expected a whole number of at least 1 (--set {name}=…)")
+    return value
+
+
 def kernel(weight: np.ndarray) -> np.ndarray:
     """Torch's convolution (out, in, x, y, z) as ours (x, y, z, in, out)."""
     return weight.transpose(2, 3, 4, 1, 0)

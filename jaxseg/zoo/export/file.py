@@ -7,7 +7,7 @@ from typing import Any
 import jaxseg
 from jaxseg.errors import ConfigError
 from jaxseg.files import write_whole
-from jaxseg.zoo.export.monai import export_monai, monai_arguments
+from jaxseg.zoo.export.monai import export_monai, monai_arguments, monai_versions
 from jaxseg.zoo.folder import load_model
 from jaxseg.zoo.safetensors_file import write_safetensors
 
@@ -15,6 +15,7 @@ from jaxseg.zoo.safetensors_file import write_safetensors
 def export_file(folder: str | Path, out: str | Path, *, old_merging: bool = False) -> dict[str, Any]:
     """Write the network of a model folder for PyTorch; gives the keyword arguments of MONAI's class that it fits, which the file says too.
 
+    Beside them stand "class" and, for a network that only some versions of MONAI compute, "versions".
     Raises what `load_model` and `export_monai` raise, ConfigError for another ending than `.safetensors`, StorageError if `out` cannot be written.
     """
     out = Path(out)
@@ -23,7 +24,8 @@ def export_file(folder: str | Path, out: str | Path, *, old_merging: bool = Fals
     model = load_model(folder)
     network: Any = model.network
     arrays = export_monai(network, old_merging=old_merging)
-    arguments = {"class": type(network).__name__, **monai_arguments(network)}
+    versions = monai_versions(network)
+    arguments = {"class": type(network).__name__, **({"versions": versions} if versions else {}), **monai_arguments(network)}
     metadata = {
         "format": "pt",
         "licence": str(model.card["licence"]),

@@ -13,6 +13,9 @@ from jaxseg.models.windows import relative_index
 from jaxseg.zoo.convert.monai_table import Row, decoder_rows, head_rows, swin_rows, swin_skip_rows, unetr_rows
 from jaxseg.zoo.names import flatten_params
 
+_FIXED_BEFORE = {"window_size": (7, 7, 7), "mlp_ratio": 4.0, "qkv_bias": True, "patch_norm": False, "use_v2": False}
+"""What a SwinUNETR of MONAI before 1.5 has always, or by default."""
+
 
 def export_monai(network: nnx.Module, *, old_merging: bool = False) -> dict[str, np.ndarray]:
     """The arrays of a UNETR or SwinUNETR by the names of MONAI 1.6.1, float32 copies in C order, ready for safetensors; buffers included.
@@ -32,10 +35,14 @@ def export_monai(network: nnx.Module, *, old_merging: bool = False) -> dict[str,
 
 
 def monai_arguments(network: UNETR | SwinUNETR) -> dict[str, object]:
-    """The keyword arguments of MONAI's class of the same name that `export_monai`'s arrays fit."""
+    """The keyword arguments of MONAI's class of the same name that `export_monai`'s arrays fit, in the versions of `monai_versions`.
+
+    Of those before 1.5 arguments that have always had one value are left out, and "merging_repeated" is called "merging" as it is there; they
+    ask for `img_size` too, multiples of 32 that shape nothing.
+    """
     if isinstance(network, SwinUNETR):
         encoder = network.config.encoder
-        return {
+        arguments = {
             "in_channels": encoder.in_channels,
             "out_channels": network.config.num_classes,
             "feature_size": encoder.feature,
@@ -49,6 +56,11 @@ def monai_arguments(network: UNETR | SwinUNETR) -> dict[str, object]:
             "downsample": encoder.downsample,
             "use_v2": encoder.use_v2,
         }
+        if encoder.downsample != "merging_repeated":
+            return arguments
+        return {"img_size": (96, 96, 96)} | {
+            name: value for name, value in (arguments | {"downsample": "merging"}).items() if _FIXED_BEFORE.get(name) != value
+        }
     vit = network.config.encoder
     return {
         "in_channels": vit.in_channels,
@@ -61,6 +73,12 @@ def monai_arguments(network: UNETR | SwinUNETR) -> dict[str, object]:
         "proj_type": "conv",
         "qkv_bias": vit.qkv_bias,
     }
+
+
+def monai_versions(network: UNETR | SwinUNETR) -> str | None:
+    """The versions of MONAI that alone compute what this network does; None where those of today do."""
+    old = isinstance(network, SwinUNETR) and network.config.encoder.downsample == "merging_repeated"
+    return "0.9 to 1.4" if old else None
 
 
 def _written(network: nnx.Module, rows: Iterable[Row]) -> dict[str, np.ndarray]:
