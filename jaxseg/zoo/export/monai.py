@@ -37,8 +37,8 @@ def export_monai(network: nnx.Module, *, old_merging: bool = False) -> dict[str,
 def monai_arguments(network: UNETR | SwinUNETR) -> dict[str, object]:
     """The keyword arguments of MONAI's class of the same name that `export_monai`'s arrays fit, in the versions of `monai_versions`.
 
-    Of those before 1.5 arguments that have always had one value are left out, and "merging_repeated" is called "merging" as it is there; they
-    ask for `img_size` too, multiples of 32 that shape nothing.
+    Those before 1.5 ask for `img_size` too, multiples of 32 that shape nothing; arguments that have their only value, or its default, there are left
+    out, "merging_repeated" among them, which is what they merge by.
     """
     if isinstance(network, SwinUNETR):
         encoder = network.config.encoder
@@ -59,7 +59,7 @@ def monai_arguments(network: UNETR | SwinUNETR) -> dict[str, object]:
         if encoder.downsample != "merging_repeated":
             return arguments
         return {"img_size": (96, 96, 96)} | {
-            name: value for name, value in (arguments | {"downsample": "merging"}).items() if _FIXED_BEFORE.get(name) != value
+            name: value for name, value in arguments.items() if name != "downsample" and _FIXED_BEFORE.get(name) != value
         }
     vit = network.config.encoder
     return {
