@@ -60,7 +60,7 @@ def _devices() -> tuple[str, str, bool]:
 def _numbers() -> tuple[str, str, bool]:
     import jax
 
-    if not jax.config.jax_enable_x64:
+    if not jax.config.read("jax_enable_x64"):
         return "numbers", "float32, or bfloat16 where a config says so", True
     return (
         "numbers",

@@ -42,7 +42,7 @@ def monai_arguments(network: UNETR | SwinUNETR) -> dict[str, object]:
     """
     if isinstance(network, SwinUNETR):
         encoder = network.config.encoder
-        arguments = {
+        arguments: dict[str, object] = {
             "in_channels": encoder.in_channels,
             "out_channels": network.config.num_classes,
             "feature_size": encoder.feature,
@@ -58,9 +58,8 @@ def monai_arguments(network: UNETR | SwinUNETR) -> dict[str, object]:
         }
         if encoder.downsample != "merging_repeated":
             return arguments
-        return {"img_size": (96, 96, 96)} | {
-            name: value for name, value in arguments.items() if name != "downsample" and _FIXED_BEFORE.get(name) != value
-        }
+        kept = {name: value for name, value in arguments.items() if name != "downsample" and _FIXED_BEFORE.get(name) != value}
+        return {"img_size": (96, 96, 96), **kept}
     vit = network.config.encoder
     return {
         "in_channels": vit.in_channels,
