@@ -225,32 +225,38 @@ def test_the_same_command_again_keeps_everything_and_a_changed_one_is_refused(jo
         run_main_job(dataclasses.replace(job, seed=7), _trainers())
 
 
-def test_settings_may_be_set_right_until_something_was_trained(tmp_path):
-    """A mistyped number of labels is found out after preparing; the folder is not lost to it, and the plan is that of the settings of now."""
+class Reached(Exception):
+    """Where a job would train."""
 
-    class Reached(Exception):
-        pass
 
-    def pretrain(plan, store, out):
-        reached.append(plan)
+def job_up_to_training(folder: Path, *, labels: int) -> tuple[MainJob, Trainers, list[Any]]:
+    """A job on two unlabelled and three labelled cases, trainers that end it with `Reached`, and the plans that these were handed."""
+
+    def train(plan, *_):
+        plans.append(plan)
         raise Reached
 
-    reached = []
-    trainers = Trainers(pretrain=pretrain, finetune=pretrain)
+    plans: list[Any] = []
     job = MainJob(
-        unlabelled=write_scans(tmp_path / "unlabelled", count=2, labelled=False, seed=1),
-        labelled=write_scans(tmp_path / "labelled", count=3),
-        out=tmp_path / "out",
-        labels=9,
+        unlabelled=write_scans(folder / "unlabelled", count=2, labelled=False, seed=1),
+        labelled=write_scans(folder / "labelled", count=3),
+        out=folder / "out",
+        labels=labels,
         minutes=0.01,
     )
+    return job, Trainers(pretrain=train, finetune=train), plans
+
+
+def test_settings_may_be_set_right_until_something_was_trained(tmp_path):
+    """A mistyped number of labels is found out after preparing; the folder is not lost to it, and the plan is that of the settings of now."""
+    job, trainers, plans = job_up_to_training(tmp_path, labels=9)
     with pytest.raises(ConfigError, match="--labels 9: 3 labelled cases"):
         run_main_job(job, trainers)
     for right in (dataclasses.replace(job, labels=2), dataclasses.replace(job, labels=2, seed=5, spacing=(3.0, 3.0, 3.0))):
         with pytest.raises(Reached):
             run_main_job(right, trainers)
-        assert json.loads((job.out / "job.json").read_text())["seed"] == reached[-1].seed == right.seed
-    assert reached[-1].recipe.spacing == open_store(job.out / "store" / "unlabelled").recipe.spacing == (3.0, 3.0, 3.0)
+        assert json.loads((job.out / "job.json").read_text())["seed"] == plans[-1].seed == right.seed
+    assert plans[-1].recipe.spacing == open_store(job.out / "store" / "unlabelled").recipe.spacing == (3.0, 3.0, 3.0)
     write_json(job.out / "pretrain" / "checkpoints" / "000000005" / "manifest.json", {})
     with pytest.raises(ConfigError, match="labels: 2 then, 1 now"):
         run_main_job(dataclasses.replace(right, labels=1), trainers)
@@ -259,28 +265,12 @@ def test_settings_may_be_set_right_until_something_was_trained(tmp_path):
 
 
 def test_scans_may_be_set_right_until_something_was_trained(tmp_path):
-    """The same command after the folders have changed: spacing and labels are those of the scans that are there now."""
-
-    class Reached(Exception):
-        pass
-
-    def pretrain(plan, store, out):
-        reached.append(plan)
-        raise Reached
-
-    reached: list[Any] = []
-    trainers = Trainers(pretrain=pretrain, finetune=pretrain)
-    job = MainJob(
-        unlabelled=write_scans(tmp_path / "unlabelled", count=2, labelled=False, seed=1),
-        labelled=write_scans(tmp_path / "labelled", count=3),
-        out=tmp_path / "out",
-        labels=2,
-        minutes=0.01,
-    )
+    """The same command after a contour has changed: the labels are those of the scans that are there now."""
+    job, trainers, plans = job_up_to_training(tmp_path, labels=2)
     for values in ({"label_1": 1}, {"label_1": 1, "label_2": 2}):
         with pytest.raises(Reached):
             run_main_job(job, trainers)
-        assert reached[-1].recipe.labels == values and len(open_store(job.out / "store" / "labelled").names) == 3
+        assert plans[-1].recipe.labels == values and len(open_store(job.out / "store" / "labelled").names) == 3
         label = load_volume(tmp_path / "labelled/case_0/seg.nii.gz", channels=["label"])
         label.array[:2] = 2
         save_volume(dataclasses.replace(label, array=label.array.astype(np.uint8)), tmp_path / "labelled/case_0/seg.nii.gz")
