@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxseg.errors import ConfigError
+from pretrain.decoded import Decoder, check_decoder
 
 PARTS = ("margin", "living", "dead")
 LAYERS = ("whole", "core", "living")
@@ -40,7 +41,8 @@ class Lesions:
         tissue: how much sooner a lesion grows through tissue like that at its centre; 0 for balls with bumps.
         near: the loss counts voxels within so many radii of the lesion's centre and 6 mm more, so that lesions that the scan already has are
             not learnt to be background.
-        feature, stride: of the UNETR that is trained, see `UNETRConfig`; fine-tuning takes all of it where its own are the same.
+        decoder: of the network that is trained: "unetr", or "unetr_plus" with its convolutional stem.
+        feature, stride: see `UNETRConfig` and `UNETRPlusConfig`; fine-tuning takes all of it where its own family and sizes are the same.
     """
 
     radius: tuple[float, float] = (4.2, 25.0)
@@ -49,10 +51,12 @@ class Lesions:
     spread: float = 1.3
     tissue: float = 1.0
     near: float = 2.5
+    decoder: Decoder = "unetr"
     feature: int = 16
     stride: int = 2
 
     def __post_init__(self) -> None:
+        check_decoder("lesions.decoder", self.decoder)
         low, high = self.radius
         if not 0 < low <= high:
             raise ConfigError(f"lesions.radius is {self.radius}; expected the smallest and the largest radius in mm, both above 0")

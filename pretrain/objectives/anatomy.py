@@ -1,4 +1,4 @@
-"""The objective "anatomy": a whole UNETR tells where in the body each voxel of a crop lies, and fills in blocks that were taken out of it.
+"""The objective "anatomy": a whole network tells where in the body each voxel of a crop lies, and fills in blocks that were taken out of it.
 
 Where a voxel lies is the idea of relative position regression (Lei et al. 2021, arXiv 2012.07043) and of body part regression (Yan et al. 2018,
 arXiv 1707.03891), here for each voxel and in three dimensions; filling in is that of Models Genesis (Zhou et al. 2019, arXiv 1908.06912). Unlike a
@@ -15,9 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxseg.data.augment import Augment, augment
-from jaxseg.models import MAEConfig, UNETRConfig, masking
+from jaxseg.models import MAEConfig, UNETRConfig, UNETRPlusConfig, masking
 from jaxseg.models.positions import Triple
 from jaxseg.train.step import Loss
+from pretrain.decoded import whole_network
 from pretrain.objectives.objective import Anatomy, Objective
 
 # Folded into a sample's key for its blocks, and for the network's drop path; augmentation itself uses small numbers.
@@ -26,9 +27,9 @@ _MOVES = ("affine", "rotate", "rescale", "elastic")  # and spacing_jitter, which
 _LOOKS = ("noise", "blur", "brightness", "contrast", "coarse", "gamma", "bias")
 
 
-def network(model: MAEConfig, anatomy: Anatomy) -> UNETRConfig:
-    """The same encoder under a UNETR with three outputs for the place and one for each channel."""
-    return UNETRConfig(encoder=model.encoder, num_classes=3 + model.encoder.in_channels, feature=anatomy.feature, stride=anatomy.stride)
+def network(model: MAEConfig, anatomy: Anatomy) -> UNETRConfig | UNETRPlusConfig:
+    """The same encoder under a decoder with three outputs for the place and one for each channel."""
+    return whole_network(model.encoder, 3 + model.encoder.in_channels, anatomy.decoder, anatomy.feature, anatomy.stride)
 
 
 def make_loss(graph: nnx.GraphDef, augmentation: Augment, anatomy: Anatomy | None = None) -> Loss:

@@ -1,4 +1,4 @@
-"""The objective "lesions": outline artificial lesions with a whole UNETR (Zhang et al. 2021, arXiv 2109.03230). Used by `pretrain.train`.
+"""The objective "lesions": outline artificial lesions with a whole network (Zhang et al. 2021, arXiv 2109.03230). Used by `pretrain.train`.
 
 Unlike the others it trains decoder and head with the encoder; fine-tuning takes all of it with `take="network"`.
 """
@@ -11,9 +11,10 @@ from flax import nnx
 
 from jaxseg import losses
 from jaxseg.data.augment import Augment, augment
-from jaxseg.models import MAEConfig, UNETRConfig
+from jaxseg.models import MAEConfig, UNETRConfig, UNETRPlusConfig
 from jaxseg.train import array_names
 from jaxseg.train.step import Loss
+from pretrain.decoded import whole_network
 from pretrain.implants import LAYERS, PARTS, Lesions, implant
 from pretrain.objectives.objective import Objective
 
@@ -22,9 +23,9 @@ _LESION, _NETWORK = 2001, 2002
 _RARE = -2.5  # the logit of 8 %
 
 
-def network(model: MAEConfig, lesions: Lesions) -> UNETRConfig:
-    """The same encoder under a UNETR with one output for each layer of a lesion; there is nothing to mask."""
-    return UNETRConfig(encoder=model.encoder, num_classes=len(LAYERS), feature=lesions.feature, stride=lesions.stride)
+def network(model: MAEConfig, lesions: Lesions) -> UNETRConfig | UNETRPlusConfig:
+    """The same encoder under a decoder with one output for each layer of a lesion; there is nothing to mask."""
+    return whole_network(model.encoder, len(LAYERS), lesions.decoder, lesions.feature, lesions.stride)
 
 
 def begin(params: Any) -> Any:

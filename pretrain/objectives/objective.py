@@ -16,6 +16,7 @@ from jaxseg.models import MAEConfig, ViTConfig
 from jaxseg.models.positions import Triple
 from jaxseg.train import TrainState, make_step
 from jaxseg.train.step import Loss, Step
+from pretrain.decoded import Decoder, check_decoder
 from pretrain.implants import Lesions
 
 
@@ -52,20 +53,23 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What the objective "anatomy" has besides: what it hides, and the UNETR that it trains around the encoder.
+    """What the objective "anatomy" has besides: what it hides, and the decoder that it trains around the encoder.
 
     Attributes:
         hidden: share of the tokens that are hidden; what the network sees of the rest is what it is asked to fill in.
         unit: tokens along each axis that are hidden together.
-        feature, stride: see `UNETRConfig`; fine-tuning takes all of it where its own are the same.
+        decoder: "unetr", or "unetr_plus" with its convolutional stem.
+        feature, stride: see `UNETRConfig` and `UNETRPlusConfig`; fine-tuning takes all of it where its own family and sizes are the same.
     """
 
     hidden: float = 0.5
     unit: Triple = (2, 2, 2)
+    decoder: Decoder = "unetr"
     feature: int = 16
     stride: int = 2
 
     def __post_init__(self) -> None:
+        check_decoder("anatomy.decoder", self.decoder)
         if not 0 < self.hidden < 1 or min(self.unit) < 1:
             raise ConfigError(
                 f"anatomy.hidden is {self.hidden} and anatomy.unit {self.unit}; expected a share between 0 and 1, and 1 or more tokens an axis"

@@ -9,7 +9,7 @@ from flax import nnx
 from finetune.transfer import take_network
 from jaxseg.data.augment import Augment
 from jaxseg.errors import ConfigError
-from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
+from jaxseg.models import MAEConfig, UNETRConfig, UNETRPlusConfig, ViTConfig
 from jaxseg.zoo.registry import network_of
 from pretrain.objectives import OBJECTIVES, Anatomy
 from pretrain.objectives.anatomy import _hidden, _moved, _places
@@ -49,13 +49,14 @@ def test_places_move_with_the_voxels():
     assert body.mean() > 0.4 and np.abs(np.array(after["image"]) - before["image"])[body].max() > 0.05
 
 
-def test_hidden_voxels_are_whole_tokens_and_do_not_reach_the_network():
+@pytest.mark.parametrize("decoder", ["unetr", "unetr_plus"])
+def test_hidden_voxels_are_whole_tokens_and_do_not_reach_the_network(decoder):
     hidden = np.array(_hidden(jax.random.split(jax.random.key(0), 4), (SIDE, SIDE, SIDE), (2, 2, 4), Anatomy(hidden=0.5, unit=(1, 1, 1))))
     tokens = hidden.reshape(4, 4, 2, 4, 2, 2, 4).transpose(0, 1, 3, 5, 2, 4, 6).reshape(4, 32, 16)
     assert (tokens.any(-1) == tokens.all(-1)).all() and (tokens.any(-1).sum(1) == 16).all()
 
-    model = MAEConfig(encoder=ViTConfig(in_channels=3, crop=(SIDE,) * 3, token=(2, 2, 2), width=12, depth=1, heads=1))
-    objective, settings = OBJECTIVES["anatomy"], Anatomy(feature=4)
+    model = MAEConfig(encoder=ViTConfig(in_channels=3, crop=(SIDE,) * 3, token=(2, 2, 2), width=12, depth=2, heads=1))
+    objective, settings = OBJECTIVES["anatomy"], Anatomy(decoder=decoder, feature=4)
     graph, params = nnx.split(network_of(objective.settings(model, anatomy=settings)))
     loss = objective.make_loss(graph, Augment.none(), settings)
     keys, samples = jax.random.split(jax.random.key(2), 4), batch(places=True)
@@ -65,10 +66,12 @@ def test_hidden_voxels_are_whole_tokens_and_do_not_reach_the_network():
     assert (seen.reshape(4, 4, 2, 4, 2, 4, 2).transpose(0, 1, 3, 5, 2, 4, 6).reshape(4, 64, 8).any(-1).sum(1) <= 32).all()
 
 
-def test_fine_tuning_takes_all_but_the_head():
-    encoder = ViTConfig(in_channels=1, crop=(SIDE,) * 3, token=(2, 2, 2), width=12, depth=1, heads=1)
-    trained = nnx.state(network_of(OBJECTIVES["anatomy"].settings(MAEConfig(encoder=encoder), anatomy=Anatomy(feature=4)), seed=1))
-    mine = nnx.state(network_of(UNETRConfig(encoder=encoder, num_classes=7, feature=4, stride=2), seed=2))
+@pytest.mark.parametrize(("decoder", "family"), [("unetr", UNETRConfig), ("unetr_plus", UNETRPlusConfig)])
+def test_fine_tuning_takes_all_but_the_head(decoder, family):
+    encoder = ViTConfig(in_channels=1, crop=(SIDE,) * 3, token=(2, 2, 2), width=12, depth=2, heads=1)
+    anatomy = Anatomy(decoder=decoder, feature=4, stride=1)
+    trained = nnx.state(network_of(OBJECTIVES["anatomy"].settings(MAEConfig(encoder=encoder), anatomy=anatomy), seed=1))
+    mine = nnx.state(network_of(family(encoder=encoder, num_classes=7, feature=4, stride=1), seed=2))
     found = take_network(mine, trained, channels=["T1"], source_channels=["T1"], outlines=None)
     flat = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(found.params)}
     theirs = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(trained)}
@@ -83,3 +86,8 @@ def test_fine_tuning_takes_all_but_the_head():
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ConfigError, match="anatomy.hidden"):
         Anatomy(**wrong)
+
+
+def test_a_decoder_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match="anatomy.decoder is 'unet'; expected unetr or unetr_plus"):
+        Anatomy(decoder="unet")  # pyright: ignore[reportArgumentType]

@@ -119,6 +119,7 @@ def test_without_a_body_nothing_is_drawn():
     [
         ({"radius": (9.0, 3.0)}, "lesions.radius is"),
         ({"radius": (0.0, 3.0)}, "lesions.radius is"),
+        ({"decoder": "unet"}, "lesions.decoder is 'unet'; expected unetr or unetr_plus"),
         ({"spread": -1.0}, "lesions.spread is -1.0"),
         ({"tissue": -1.0}, "lesions.tissue is -1.0"),
         ({"near": 0.0}, "lesions.near is 0.0"),
