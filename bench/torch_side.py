@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from bench.case import Absent, Setting, Work
-from tests.peers import import_peer
+from tests.peers import find_peer
 
 WEIGHTS = "weights.pt"
 """What the peer leaves for our side to convert."""
@@ -24,9 +23,9 @@ def import_or_absent(setting: Setting, module: str) -> Any:
     """A module of the peer, PyTorch set up for the setting. Raises Absent where it is missing or sees no GPU that it should use."""
     warnings.simplefilter("ignore")
     try:
-        torch = import_peer("torch")
-        found = import_peer(module)
-    except pytest.skip.Exception as missing:
+        torch = find_peer("torch")
+        found = find_peer(module)
+    except ModuleNotFoundError as missing:
         raise Absent(f"{module} is not installed ({missing})") from None
     if setting.device == "gpu" and not torch.cuda.is_available():
         raise Absent("this build of torch sees no GPU")

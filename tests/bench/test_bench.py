@@ -3,6 +3,8 @@ asserted."""
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -176,3 +178,11 @@ def test_two_workloads_run_to_the_end(capsys):
         assert row["kind"] == SAME_MATHS and row["equal"] <= 1e-4 and row["absent"] is None and row["tflops"] is None
         assert row["ratio_low"] == row["ratio"] == row["ratio_high"] == pytest.approx(row["peer_ms"] / row["ours_ms"])
     assert rows[0]["compile_s"] is None and rows[1]["compile_s"] > 0 and rows[1]["peer_form"].startswith(("plain", "channels last"))
+
+
+def test_the_bench_is_imported_where_there_is_no_pytest():
+    """As on a machine with a GPU that holds what `make carry` brought."""
+    modules = ["jax_side", "torch_side", "__main__", *(f"workloads.{name}" for name in workload_names())]
+    program = f"import sys, importlib; sys.modules['pytest'] = None; [importlib.import_module('bench.' + name) for name in {modules}]"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr[-2000:]
