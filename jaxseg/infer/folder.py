@@ -5,8 +5,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxseg.data.cases import Case, find_cases
 from jaxseg.data.io.scans import stem
 from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file
@@ -46,7 +44,6 @@ def segment_cases(
         InputError: labels would be written over a file of their own case. StorageError: `out` cannot be written.
     """
     left_out, cases, predictions = [], list(cases), Predictions(out)
-    batch = (1 if jax.default_backend() == "cpu" else 4) if batch is None else batch
     make_folder(out)
     for case in cases:
         predictions.refuse_inputs(case)

@@ -21,7 +21,7 @@ BACKGROUND = "background"
 
 
 def segment(
-    model: Model, volume: Volume, *, overlap: float = 0.5, batch: int = 1, allow_missing: bool = False, skip_air: bool = True
+    model: Model, volume: Volume, *, overlap: float = 0.5, batch: int | None = None, allow_missing: bool = False, skip_air: bool = True
 ) -> Volume:
     """Label map of a scan, `(x, y, z, 1)` uint8 (uint16 for values above 255, int32 above 65535), on the scan's grid with axes in RAS+ order.
 
@@ -46,7 +46,7 @@ def _smallest_type(value: int) -> type[np.integer]:
 
 
 def predict_probabilities(
-    model: Model, volume: Volume, *, overlap: float = 0.5, batch: int = 1, allow_missing: bool = False, skip_air: bool = True
+    model: Model, volume: Volume, *, overlap: float = 0.5, batch: int | None = None, allow_missing: bool = False, skip_air: bool = True
 ) -> Volume:
     """Probabilities on the network's grid (the card's spacing, cropped to the body): one channel a class, background first, or one a
     region.
@@ -55,7 +55,7 @@ def predict_probabilities(
         model: a segmentation model; its card's recipe prepares the scan.
         volume: the scan, its channels called as the card calls them (a lone channel may be called anything but another modality).
         overlap: of neighbouring windows.
-        batch: windows a call of the network; more is faster where memory allows.
+        batch: windows a call of the network, fewer where the device's memory does not suffice; None for one on a CPU and four elsewhere.
         allow_missing: channels that the scan lacks become 0, as in training, instead of being refused.
         skip_air: run no window that holds nothing but air; what no other window sees of it is background.
 
@@ -71,12 +71,17 @@ def predict_probabilities(
         window=model.card["crop"],
         num_classes=len(names),
         overlap=overlap,
-        batch=batch,
+        batch=windows_a_call(batch),
         mask=mask if skip_air else None,
         fill=[air_value(rule) for rule in recipe.intensity],
         outside=0.0 if recipe.regions else [1.0] + [0.0] * (len(names) - 1),
     )
     return Volume(probabilities, grid.affine, names, volume.source)
+
+
+def windows_a_call(batch: int | None) -> int:
+    """`batch`, or where it is None one on a CPU, whose cores a single window fills, and four elsewhere."""
+    return batch if batch is not None else 1 if jax.default_backend() == "cpu" else 4
 
 
 def region_values(recipe: Recipe) -> tuple[int, ...]:
