@@ -75,12 +75,19 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
     loop = dataclasses.replace(config.loop, best="dice" if config.keep == "best" else None).seeded(config.seed)
     first_stage = _first_stage(config, names, progress) if config.semi.method == "pseudo_labels" else None
     with RunFolder.open(config.out, run_config(config, sources, pool)) as run:
-        graph, params = graph_of(model_config), first_params(config, model_config, store, classes)
-        optimizer = make_optimizer(optim, params)
         layout = Layout(config.layout, fsdp=config.fsdp)
-        teacher = params if first_stage is None else nnx.state(load_model(first_stage).network)
-        extra = first_extra(teacher) if config.semi.method else None
-        state = layout.place(TrainState.create(params, optimizer, ema=config.ema is not None, extra=extra))
+        layout.check_parts(config.batch, config.accumulate)
+        graph, first = graph_of(model_config), jax.device_get(first_params(config, model_config, store, classes))
+        optimizer = make_optimizer(optim, first)
+        teacher = first if first_stage is None else jax.device_get(nnx.state(load_model(first_stage).network))
+        semi = bool(config.semi.method)
+
+        def begin(params: Any, teacher: Any) -> TrainState:
+            return TrainState.create(params, optimizer, ema=config.ema is not None, extra=first_extra(teacher) if semi else None)
+
+        # From the host, so that no device ever holds more than its part.
+        state = layout.init(begin, layout.place(first), layout.place(teacher) if semi else None)
+        del first, teacher
         step = training_step(config, graph, classes, optimizer)
         loader = crop_loader(config, sources, pool, crop_of(model_config))
         evaluate = watch(graph, store, watched, classes, crop_of(model_config)) if watched else None

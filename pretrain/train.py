@@ -56,11 +56,10 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
     with RunFolder.open(config.out, settings, may_change=drawing) as run:
         abstract = nnx.eval_shape(lambda: network_of(network))
         graph = nnx.graphdef(abstract)
-        # One compiled program: layer by layer, every shape of every array would be compiled for itself.
-        params = jax.jit(lambda: nnx.state(network_of(network, seed=config.seed)))()
-        optimizer = make_optimizer(optim, params)
+        optimizer = make_optimizer(optim, nnx.state(abstract))
         layout = Layout(config.layout, fsdp=config.fsdp)
-        state = layout.place(objective.start(params, optimizer))
+        layout.check_parts(config.batch, config.accumulate)
+        state = layout.init(lambda: objective.start(nnx.state(network_of(network, seed=config.seed)), optimizer))
         besides: dict[str, Any] = {"lesions": lesions, "channels": store.recipe.channels, "anatomy": config.anatomy}
         step = objective.make_step(
             graph,

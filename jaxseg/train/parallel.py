@@ -88,16 +88,31 @@ class Layout:
         """
         return jax.tree.map(lambda leaf: NamedSharding(self.mesh, self._spec(leaf)), tree)
 
-    def init(self, make: Callable[[], Any]) -> Any:
-        """`make()`, a state, made on the devices (all processes must call this): no array is ever whole on one device where it should be sharded."""
-        shardings = self.shardings(jax.eval_shape(make))
+    def init(self, make: Callable[..., Any], *placed: Any) -> Any:
+        """`make(*placed)`, a state, made on the devices (all processes must call this) of trees that `place` put there.
+
+        No array is ever whole on one device where it should be sharded.
+        """
+        shardings = self.shardings(jax.eval_shape(make, *placed))
         meet("a state is made")
-        return jax.jit(make, out_shardings=shardings)()
+        return jax.jit(make, out_shardings=shardings)(*placed)
 
     def place(self, tree: Any) -> Any:
         """A state that exists already (host arrays, the same on every process, all of which must call this), put where this layout wants it."""
         meet("a state is placed")
         return jax.device_put(tree, self.shardings(tree))
+
+    def check_parts(self, batch: int, accumulate: int) -> None:
+        """ConfigError for a batch (samples over all processes) that does not give every device as many samples in each of `accumulate` parts.
+
+        In a mesh such parts would lie on some devices alone, and samples would move between devices in every step.
+        """
+        devices = len(self.devices)
+        if accumulate > 1 and batch % (devices * accumulate):
+            raise ConfigError(
+                f"a batch of {batch} on {devices} device{'s' * (devices > 1)} cannot be accumulated in {accumulate} equal parts; choose a batch that "
+                f"is a multiple of {devices * accumulate}, or another accumulate"
+            )
 
     def put(self, batch: Any) -> Any:
         """This process's host batch, arrays `(b, ...)`, onto the devices: `(devices, b / devices, ...)` (pmap) or global `(B, ...)`.
