@@ -227,13 +227,14 @@ def _take(params: Any, model: ModelConfig, store: Store, init: Path, what: str) 
         raise ConfigError("a U-Net is trained from scratch: leave --init out, or choose a network with a ViT encoder")
     source = load_model(init / "model" if (init / "model" / "model.json").is_file() else init)
     if what == "network":
+        # Of any other network nobody says that its outputs are outlines, and of one that was never trained they are none yet.
+        outlined = source.card.get("objective") == "lesions" and source.card.get("training", {}).get("steps") != 0
         return take_network(
             params,
             nnx.state(source.network),
             channels=store.recipe.channels,
             source_channels=source.card["channels"],
-            # Of any other network nobody says that its outputs are outlines.
-            outlines=Classes.of(store.recipe).outlines(source.config.num_classes) if source.card.get("objective") == "lesions" else None,
+            outlines=Classes.of(store.recipe).outlines(source.config.num_classes) if outlined else None,
         )
     return take_encoder(
         params,

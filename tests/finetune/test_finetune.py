@@ -14,7 +14,7 @@ from finetune.classes import Classes
 from finetune.config import FinetuneConfig, LossConfig
 from finetune.floor import position_floor
 from finetune.monitor import watch
-from finetune.train import adapt, finetune, graph_of, run_config, training_step
+from finetune.train import adapt, finetune, first_params, graph_of, run_config, training_step
 from jaxseg.data.augment import Augment
 from jaxseg.data.mixture import Source
 from jaxseg.data.store import open_store
@@ -26,6 +26,8 @@ from jaxseg.prepare import prepare_folder
 from jaxseg.train import LoopConfig, OptimConfig, QuietProgress, TrainState, make_optimizer, read_log
 from jaxseg.zoo import load_model
 from pretrain.config import PretrainConfig
+from pretrain.implants import Lesions
+from pretrain.objectives import Anatomy
 from pretrain.train import pretrain
 from tests.tiny_store import write_scans
 
@@ -75,6 +77,32 @@ def test_zero_pretraining_steps_give_the_scratch_arm_to_the_bit(store, untrained
     taken = finetune(config(store, tmp_path / "taken", init=str(untrained)), progress=QuietProgress())
     for one, other in zip(arrays(scratch), arrays(taken)):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "take"), [("lesions", "network"), ("anatomy", "network"), ("lesions", "encoder"), ("latent", "encoder")]
+)
+def test_whatever_is_taken_of_no_training_is_the_first_draw(store, tmp_path, objective, take):
+    """Of artificial lesions the head is taken, too, but an untrained one outlines nothing."""
+    model = MAEConfig(encoder=ENCODER, decoder_width=12, decoder_depth=1, decoder_heads=1)
+    drawn = PretrainConfig(
+        store=str(store),
+        out=str(tmp_path / "untrained"),
+        objective=objective,
+        model=model,
+        batch=8,
+        lesions=Lesions(feature=4),
+        anatomy=Anatomy(feature=4),
+        optim=OptimConfig(warmup=0),
+        loop=LoopConfig(steps=0),
+    )
+    pretrain(drawn, progress=QuietProgress())
+    wanted, found = (config(store, tmp_path / "out", init=init, take=take) for init in ("", str(tmp_path / "untrained")))
+    opened = open_store(store)
+    classes, network = Classes.of(opened.recipe), adapt(wanted.model, opened)
+    one, other = (first_params(each, network, opened, classes) for each in (wanted, found))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 @pytest.mark.slow
