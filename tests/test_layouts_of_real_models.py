@@ -97,3 +97,4 @@ def test_the_step_lowers_for_accelerators_from_a_cpu(kind, platform):
     lowered = jax.jit(make_step(loss, optimizer)).trace(state, batch(), jax.random.key(0)).lower(lowering_platforms=(platform,))
     text = lowered.as_text()
     assert ("stablehlo.convolution" in text) == (kind == "unetr")
+    assert "[b, 0, 1, f]" not in text, "a 2-D convolution: the CPU form"
