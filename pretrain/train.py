@@ -115,6 +115,12 @@ def adapt(model: MAEConfig, store: Store) -> MAEConfig:
     return dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, in_channels=len(store.recipe.channels)))
 
 
+def _looked_at(config: PretrainConfig) -> dict[str, Any]:
+    """The probe's labelled scans: nothing was learnt of them, but what was kept may have been chosen by them."""
+    names = (*config.probe.train, *config.probe.test)
+    return {"probed": content_drawn((Source(open_store(config.probe.store), names),))} if config.probe.store else {}
+
+
 def _card(config: PretrainConfig, sources: Sequence[Source], model: MAEConfig, flops: int) -> dict[str, Any]:
     store = sources[0].store
     return {
@@ -129,6 +135,7 @@ def _card(config: PretrainConfig, sources: Sequence[Source], model: MAEConfig, f
             "flops": flops,
             "cases": sum(len(source.names) for source in sources),
             **content_drawn(sources),
+            **_looked_at(config),
         },
         "licence": "unspecified: it follows the licence of the scans it was trained on",
     }

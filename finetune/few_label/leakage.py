@@ -13,7 +13,7 @@ from finetune.few_label.subsets import labelled_cases
 from jaxseg.audit import card_of, refuse_overlap
 from jaxseg.data.bids import patient_of_bids
 from jaxseg.data.catalog import Store
-from jaxseg.data.duplicates import Overlaps, Scan, cases_of_card, find_overlaps, scans_of_card, scans_of_store
+from jaxseg.data.duplicates import Overlaps, Scan, cases_of_card, find_overlaps, probed_of_card, scans_of_card, scans_of_store
 from jaxseg.data.mixed_stores import open_others
 from jaxseg.data.split import refuse_shared_patients, select_cases
 from jaxseg.errors import ConfigError
@@ -34,7 +34,7 @@ def audit_study(config: FewLabelConfig, store: Store, split: str, arms: Sequence
     Raises:
         ConfigError: a test case, or another scan of its patient, is in the split's "pretrain", labelled, or monitored; or, unless
             `config.allow_overlap`, a scan of equal content, a near copy or (where known) another scan of the patient of one was pretrained on or is in a
-            store of `finetune.also`, or content is shared with what is labelled or monitored.
+            store of `finetune.also`, one was looked at by a pretraining's probe, or content is shared with what is labelled or monitored.
     """
     tests = select_cases(store.names, f"{split}:test")
     _refuse_pool(store, split, tests)
@@ -58,6 +58,8 @@ def audit_study(config: FewLabelConfig, store: Store, split: str, arms: Sequence
 def _of_pretraining(config: FewLabelConfig, store: Store, init: str, tests: Sequence[str]) -> dict[str, int] | None:
     """What a pretraining shares with the test cases, as far as its card and the study's own store say."""
     card, held = card_of(init), scans_of_store(store, tests)
+    if not config.allow_overlap:
+        refuse_overlap(probed_of_card(card), held, "test cases", by=f"the probe of {init}")
     seen = scans_of_card(card)
     if not seen:
         print(

@@ -145,6 +145,11 @@ def scans_of_card(card: dict[str, Any]) -> list[Scan]:
     ]
 
 
+def probed_of_card(card: dict[str, Any]) -> list[Scan]:
+    """The labelled scans that a pretraining's card says its probe looked at, as `scans_of_card` has those that were learnt from."""
+    return scans_of_card({"training": (card.get("training") or {}).get("probed")})
+
+
 def cases_of_card(card: dict[str, Any]) -> int:
     """How many cases a model card says it was trained on: hashes and contents are of the same ones, though each may lack some."""
     training = card.get("training") or {}

@@ -581,6 +581,9 @@ def test_a_pretraining_on_another_scan_of_a_test_patient_is_found_by_its_hashes(
     monkeypatch.setattr(duplicates, "_alike", lambda *_: {})  # the balls are as like as copies
     with pytest.raises(ConfigError, match=r"trained on and the test cases share 1 patients .sub-01_ses-2 and sub-01_ses-1"):
         audit(["sub-01_ses-2"], {}, allow_overlap=False)
+    card["training"]["probed"] = {"data": store.hashes(["sub-01_ses-1"]), "scans": store.contents(["sub-01_ses-1"])}
+    with pytest.raises(ConfigError, match=r"the probe of .*model has seen 1 of the 1 test cases .sub-01_ses-1"):
+        audit(["sub-02_ses-1"], {}, allow_overlap=False)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxseg.data.duplicates import probed_of_card
 from jaxseg.data.store import open_store
 from jaxseg.errors import ConfigError
 from jaxseg.models import MAEConfig, ViTConfig
@@ -95,6 +96,7 @@ def test_a_run_logs_its_probe_and_the_card_says_the_objective(tmp_path):
         probe=ProbeConfig(store=str(tmp_path / "store"), train=names[:1], test=names[2:], every=1, crops=1),
     )
     model = load_model(pretrain(config, progress=QuietProgress()))
+    assert all(scan.hashes for scan in probed_of_card(model.card)) and len(model.card["training"]["probed"]["scans"]) == 2
     assert model.card["objective"] == "simmim" and type(model.network).__name__ == "SimMIM"
     probes = [line["evaluation"] for line in read_log(tmp_path / "run" / "log.jsonl") if "evaluation" in line]
     assert len(probes) == 2
