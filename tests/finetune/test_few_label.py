@@ -141,6 +141,13 @@ def test_anybody_can_make_the_shipped_splits_again(name):
     assert [draw[: len(kept)] for draw, kept in zip(made["draws"], shipped["draws"])] == shipped["draws"]
 
 
+def test_the_split_to_choose_by_holds_no_case_to_report_on():
+    develop, report = (read_json(SPLITS / f"brain_{name}.json") for name in ("develop", "restored"))
+    used = {*develop["test"], *develop["pretrain"], *develop["draws"][0]}
+    assert len(develop["test"]) == 16 and used == set(report["pretrain"]) and not used & set(report["test"])
+    assert not set(develop["test"]) & {*develop["pretrain"], *develop["draws"][0]}
+
+
 def test_all_cases_of_a_patient_are_on_one_side_and_a_split_depends_on_seed_and_names_alone():
     patients = {f"{owner}_{visit}": owner for owner in "abcdef" for visit in range(2)}
     split = make_split(patients, test=3, seed=5)
