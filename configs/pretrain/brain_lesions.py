@@ -4,7 +4,7 @@ jaxseg prepare IXI --out runs/brain/store
 jaxseg pretrain brain_lesions --store runs/brain/store --out runs/brain/lesions
 jaxseg finetune brain --store runs/brain/store --init runs/brain/lesions --take network --labels 5 --out runs/brain/finetune
 
-A UNETR on the encoder of `brain_mae` is trained whole; nothing is known beforehand of the lesions' signal.
+The UNETR+ of the `brain` fine-tuning is trained whole, on the encoder of `brain_mae`; nothing is known beforehand of the lesions' signal.
 
 Not measured.
 """
@@ -16,4 +16,4 @@ from pretrain.config import PretrainConfig
 from pretrain.implants import Lesions
 
 base = load_config("brain_mae", "pretrain", PretrainConfig)
-config = dataclasses.replace(base, objective="lesions", lesions=Lesions(), loop=dataclasses.replace(base.loop, steps=1000, save_every=250))
+config = dataclasses.replace(base, objective="lesions", lesions=Lesions(decoder="unetr_plus", feature=32, stride=1), loop=dataclasses.replace(base.loop, steps=1000, save_every=250))

@@ -1,10 +1,13 @@
 """Every shipped pretraining config builds its network, and every option of the objectives can be set on the command line and computes a loss."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from finetune.config import FinetuneConfig
 from jaxseg.config import list_configs, load_config
 from jaxseg.data.augment import Augment
 from jaxseg.zoo.registry import network_of
@@ -53,6 +56,14 @@ def test_each_objective_has_a_config_that_says_what_it_scored(objective):
     assert "docs/results.md" in said or "Not measured" in said
     config = load_config(f"brain_{objective}", "pretrain", PretrainConfig)
     assert config.objective == objective and terms_of(config) == TERMS[objective]
+
+
+@pytest.mark.parametrize(("name", "task"), [("brain_lesions", "brain"), ("brain_anatomy", "brain"), ("sarcoma_lesions", "sarcoma")])
+def test_a_whole_network_is_the_one_that_its_fine_tuning_trains(name, task):
+    config, taking = load_config(name, "pretrain", PretrainConfig), load_config(task, "finetune", FinetuneConfig)
+    assert "take network" in list_configs("pretrain")[name].read_text()
+    trained = OBJECTIVES[config.objective].settings(config.model, lesions=config.lesions, anatomy=config.anatomy)
+    assert trained == dataclasses.replace(taking.model, num_classes=trained.num_classes)
 
 
 @pytest.mark.parametrize(
