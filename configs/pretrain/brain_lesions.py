@@ -16,4 +16,9 @@ from pretrain.config import PretrainConfig
 from pretrain.implants import Lesions
 
 base = load_config("brain_mae", "pretrain", PretrainConfig)
-config = dataclasses.replace(base, objective="lesions", lesions=Lesions(decoder="unetr_plus", feature=32, stride=1), loop=dataclasses.replace(base.loop, steps=1000, save_every=250))
+config = dataclasses.replace(
+    base,
+    objective="lesions",
+    lesions=Lesions(decoder="unetr_plus", feature=32, stride=1),
+    loop=dataclasses.replace(base.loop, steps=1000, save_every=250),
+)
