@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from finetune.config import FinetuneConfig
 from finetune.few_label.config import EVERY_ARM, ArmKind, FewLabelConfig, Labels
@@ -33,7 +34,7 @@ PACED = {"equal_time": "scratch", "resenc_time": "resenc"}  # by the wall time o
 SEMI = ("mean_teacher", "pseudo_labels")
 RIVALS = ("scratch_x4", "equal_time", "no_transformer", "resenc", "resenc_time", "anchor")  # of a pretrained arm
 FEW = 5  # labelled cases up to which no checkpoint is chosen by its score
-_NAMED = re.compile(r"(\w+)=(.+)")
+_GIVEN = re.compile(r"(?:(\w+)=)?(.+?)(?::(encoder|network))?")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Arm:
         name: in results and folders.
         kind: a key of `ABOUT`.
         init: the pretraining that it starts from, if any.
+        take: what of it, "encoder" or "network"; None for `study.finetune.take`.
         given: the arm whose wall time it is given, if its steps follow from that; `pretraining` is then the one that this arm starts from.
     """
 
@@ -52,6 +54,7 @@ class Arm:
     init: str = ""
     given: str = ""
     pretraining: str = ""
+    take: Literal["encoder", "network"] | None = None
 
 
 def arms_of(kinds: Sequence[ArmKind], pretrained: Sequence[str]) -> tuple[Arm, ...]:
@@ -73,26 +76,34 @@ def arms_of(kinds: Sequence[ArmKind], pretrained: Sequence[str]) -> tuple[Arm, .
         if kind in PACED and not {"pretrained", PACED[kind]} <= set(kinds):
             raise ConfigError(f"the steps of {kind} follow from the seconds of the arms pretrained and {PACED[kind]}: ask for those, too")
         for given in pretrained:
-            name, folder = named_folder(given)
+            name, folder, take = named_folder(given)
             end = f"_{name}" if name else ""
             arms.append(
-                Arm(kind + end, kind, given=f"pretrained{end}", pretraining=folder) if kind in PACED else Arm(kind + end, kind, folder)
+                Arm(kind + end, kind, given=f"pretrained{end}", pretraining=folder)
+                if kind in PACED
+                else Arm(kind + end, kind, folder, take=take)
             )
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
-        raise ConfigError(f"two arms have one name ({', '.join(names)}): name the pretrainings, --pretrained NAME=FOLDER NAME=FOLDER")
+        raise ConfigError(
+            f"two arms have one name ({', '.join(names)}): name the pretrainings, --pretrained NAME=FOLDER NAME=FOLDER:network"
+        )
     return tuple(arms)
 
 
-def named_folder(given: str) -> tuple[str, str]:
-    """(NAME, FOLDER) of a pretraining given as NAME=FOLDER, ("", FOLDER) of one without a name. A name has letters, digits and "_" alone."""
-    found = _NAMED.fullmatch(given)
-    return (found[1], found[2]) if found else ("", given)
+def named_folder(given: str) -> tuple[str, str, Literal["encoder", "network"] | None]:
+    """(NAME, FOLDER, what is taken) of a pretraining given as NAME=FOLDER:network; NAME is "" and what is taken None where they are left out.
+
+    A name has letters, digits and "_" alone.
+    """
+    found = _GIVEN.fullmatch(given)
+    name, folder, take = found.groups() if found else (None, given, None)
+    return name or "", folder, take
 
 
 def describe(arm: Arm, study: FewLabelConfig) -> str:
     """What the arm is, in words."""
-    if arm.kind == "pretrained" and study.finetune.take == "network":
+    if arm.kind == "pretrained" and (arm.take or study.finetune.take) == "network":
         return "the same network, all of it from the pretraining"
     nth = {1: "", 2: "2nd", 3: "3rd"}.get(study.partial_every, f"{study.partial_every}th")
     return ABOUT[arm.kind].replace("n-th", nth) if arm.kind == "partial" else ABOUT[arm.kind]
@@ -104,7 +115,11 @@ def pairs_of(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     pairs = [(arm.name, "scratch") for arm in arms if arm.kind != "scratch"]
     for arm in (arm for arm in arms if arm.kind == "pretrained"):
         pairs += [(arm.name, other.name) for other in arms if other.kind in RIVALS and other.given in ("", arm.name)]
-        pairs += [(other.name, arm.name) for other in arms if other.kind in INITIALISED and other.init == arm.init and other != arm]
+        pairs += [
+            (other.name, arm.name)
+            for other in arms
+            if other.kind in INITIALISED and (other.init, other.take) == (arm.init, arm.take) and other != arm
+        ]
     return pairs
 
 
@@ -127,6 +142,7 @@ def settings_of(
         base,
         model=_model(arm, base, spacing),
         init=arm.init,
+        take=arm.take or base.take,
         split="",
         labels=None,
         loop=dataclasses.replace(base.loop, steps=steps, seed=base.seed + seed),

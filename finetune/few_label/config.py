@@ -33,7 +33,8 @@ class FewLabelConfig:
         scans: folder of the scans with their labels, in any layout that `jaxseg prepare` knows.
         store: the same scans, prepared.
         split: JSON file with "pretrain" (the pool), "test" and "draws" (lists, of which the first N are labelled); "" makes `OUT/split.json`.
-        pretrained: model or run folders of pretrainings: FOLDER, or NAME=FOLDER where there are several (arms `pretrained_NAME`).
+        pretrained: model or run folders of pretrainings: FOLDER, or NAME=FOLDER where there are several (arms `pretrained_NAME`). FOLDER:network takes
+            the whole network of one, FOLDER:encoder its encoder alone, whatever `finetune.take` says.
         out: where the cells, `results.json` and the report go.
         label_name: which file of a case is its label, where names do not say.
         labels: N of the grid; "all" is the whole pool.

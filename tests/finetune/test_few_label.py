@@ -201,6 +201,16 @@ def test_only_pretrained_encoders_learn_more_slowly_towards_their_input():
     assert settings_of(arms["scratch"], again, labels=1, seed=0, spacing=(1, 1, 1)).optim.layer_decay == 0.75
 
 
+def test_pretrainings_of_one_study_may_give_an_encoder_or_the_whole_network():
+    study = FewLabelConfig(finetune=FinetuneConfig(take="encoder"))
+    arms = arms_of(("scratch", "pretrained", "frozen"), ("mae=a", "lesions=b/c=d:network", "C:odd:encoder"))
+    made = {arm.name: settings_of(arm, study, labels=1, seed=0, spacing=(1, 1, 1)) for arm in arms}
+    found = {name: (settings.init, settings.take) for name, settings in made.items()}
+    assert found["pretrained_mae"] == ("a", "encoder") and found["scratch"] == ("", "encoder")
+    assert found["pretrained_lesions"] == found["frozen_lesions"] == ("b/c=d", "network") and found["pretrained"] == ("C:odd", "encoder")
+    assert [describe(arm, study).split()[3] for arm in arms if arm.kind == "pretrained"] == ["its", "all", "its"]
+
+
 def test_only_pretrained_encoders_are_held_back(untrained):
     """What spares an encoder that knows something would handicap one that does not: a pretraining of no steps is scratch to the bit."""
     study = FewLabelConfig(finetune=FinetuneConfig(optim=OptimConfig(decoder_first=5, freeze=("encoder.embed",))))
