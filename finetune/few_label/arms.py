@@ -97,8 +97,10 @@ def named_folder(given: str) -> tuple[str, str, Literal["encoder", "network"] | 
     A name has letters, digits and "_" alone.
     """
     found = _GIVEN.fullmatch(given)
-    name, folder, take = found.groups() if found else (None, given, None)
-    return name or "", folder, take
+    if found is None:  # a line break in a path
+        return "", given, None
+    take: dict[str, Literal["encoder", "network"]] = {"encoder": "encoder", "network": "network"}
+    return found[1] or "", found[2], take.get(found[3] or "")
 
 
 def describe(arm: Arm, study: FewLabelConfig) -> str:
