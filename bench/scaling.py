@@ -104,6 +104,7 @@ def compiled_step(problem: Problem, layout: Layout, accumulate: int = 1) -> Any:
 def compare(network: str, name: str, *, remat: bool = False, accumulate: int = 1, **sizes: int) -> dict[str, Any]:
     """Predicted and found, in bytes a device, for one network in one layout."""
     problem, layout = small_problem(network, remat=remat, **sizes), layout_of(name)
+    layout.check_parts(problem.batch["id"].shape[0], accumulate)
     told = predict(layout, problem.loss, problem.state, problem.batch, accumulate=accumulate)
     program = compiled_step(problem, layout, accumulate)
     found = collectives(program.as_text())
