@@ -3,6 +3,7 @@
 Cells that are done are kept, failed ones are kept and reported; what is not measured says so.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import sys
@@ -128,8 +129,8 @@ def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[C
             break
         try:
             if config.stack > 1 and cell.name not in stacked and cell.arm.kind not in ELSEWHERE:
-                tasks = {each.name: _task(plan, store, each) for each in chosen[place:] if each.arm.kind not in (*ELSEWHERE, *PACED)}
-                stacked |= train_stack({name: Run(each.settings, each.names) for name, each in tasks.items() if each is not None}, config)
+                beside = [each for each in chosen[place + 1 :] if each.arm.kind not in (*ELSEWHERE, *PACED) and each.arm.name not in wrong]
+                stacked |= train_stack({cell.name: Run(task.settings, task.names), **_runs(plan, store, beside)}, config)
             print(f"few_label: {cell.name}", file=sys.stderr)
             scores = measure(task.settings, task.names, tests, store.recipe, overlap=config.overlap)
             write_cell(folder, cell, task.identity, DONE, labelled=len(task.names), **task.given, **scores)
@@ -166,6 +167,16 @@ def _task(plan: Plan, store: Store, cell: Cell) -> Task | None:
     )
     settings = dataclasses.replace(settings, store=config.store, out=str(folder / cell.name))
     return Task(names, settings, _identity(settings, names, plan, store), {"given": given} if given else {})
+
+
+def _runs(plan: Plan, store: Store, cells: Sequence[Cell]) -> dict[str, Run]:
+    """The runs of these cells, by name. One whose settings cannot be says so in its own turn."""
+    runs = {}
+    for cell in cells:
+        with contextlib.suppress(ConfigError):
+            if task := _task(plan, store, cell):
+                runs[cell.name] = Run(task.settings, task.names)
+    return runs
 
 
 def _results(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:
