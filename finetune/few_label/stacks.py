@@ -3,12 +3,13 @@
 import hashlib
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 
 from finetune.few_label.arms import PACED
+from finetune.few_label.cells import Cell
 from finetune.few_label.config import FewLabelConfig
 from finetune.side_by_side import Run, finetune_side_by_side, program_of
 from jaxseg.errors import ConfigError, JaxsegError, Preempted, StorageError
@@ -16,14 +17,15 @@ from jaxseg.errors import ConfigError, JaxsegError, Preempted, StorageError
 FOLDER = "side_by_side"  # below OUT: what runs share until they are trained
 
 
-def check_stack(config: FewLabelConfig) -> None:
-    """ConfigError if cells cannot be trained side by side in this study."""
+def check_stack(config: FewLabelConfig, chosen: Sequence[Cell]) -> None:
+    """ConfigError if the chosen cells cannot be trained side by side."""
     if config.stack < 1:
         raise ConfigError(f"stack is {config.stack}; expected 1 or more cells in one program")
-    paced = sorted(set(PACED) & set(config.arms))
+    paced = sorted({cell.arm.kind for cell in chosen} & set(PACED))
     if config.stack > 1 and paced:
         raise ConfigError(
-            f"the steps of {' and '.join(paced)} follow from the seconds of cells that trained alone: leave stack at 1, or leave these arms out"
+            f"the steps of {' and '.join(paced)} follow from the seconds of cells that trained alone: leave stack at 1, or choose cells of other arms, "
+            'such as --cells "arms=scratch,pretrained"'
         )
 
 
