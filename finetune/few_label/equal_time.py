@@ -11,7 +11,8 @@ from typing import Any
 from finetune.few_label.arms import PACED, Arm, named_folder
 from finetune.few_label.cells import DONE, Cell
 from finetune.few_label.config import FewLabelConfig
-from jaxseg.errors import ConfigError
+from finetune.side_by_side import SIDE_BY_SIDE
+from jaxseg.errors import ConfigError, InputError
 from jaxseg.files import read_json, write_json
 from jaxseg.train.log import read_log
 
@@ -25,16 +26,24 @@ def steps_of_cell(folder: Path, cell: Cell, config: FewLabelConfig) -> dict[str,
     network this is, the seconds a step. What either took before its first step is left out: whether a program was compiled or found compiled says
     nothing of the work done. Where one of the two keeps no seconds a step (cells of before), all the seconds of both count as steps.
 
-    Raises ConfigError where the steps were worked out with another `pretraining_share` or `pretraining_seconds` than those of now.
+    Raises ConfigError where the steps were worked out with another `pretraining_share` or `pretraining_seconds` than those of now, InputError
+    where they would follow from cells that were trained side by side: the seconds of these are a share, and no time that a cell takes alone.
     """
     path = folder / cell.name / STEPS
     if path.is_file():
         record = read_json(path)
         _refuse_changed(path, record, cell.arm.pretraining, config)
         return record
-    paid, pace = (_done(folder, Cell(Arm(name, ""), cell.labels, cell.draw, cell.seed)) for name in (cell.arm.given, PACED[cell.arm.kind]))
+    places = [Cell(Arm(name, ""), cell.labels, cell.draw, cell.seed) for name in (cell.arm.given, PACED[cell.arm.kind])]
+    paid, pace = (_done(folder, place) for place in places)
     if paid is None or pace is None:
         return None
+    for place, budget in zip(places, (paid, pace)):
+        if SIDE_BY_SIDE in budget:
+            raise InputError(
+                f"{folder / place.name}: {budget[SIDE_BY_SIDE]} cells were trained side by side, so that none has seconds of its own, and the steps of "
+                f"{cell.arm.name} follow from such; remove this folder, train the cell again with stack at 1, and then this one (--retry-failed)"
+            )
     pretraining = config.pretraining_share * seconds_of_pretraining(cell.arm.pretraining, config)
     known = all("seconds_per_step" in budget for budget in (paid, pace))
     finetuning, step = (budget["seconds_per_step"] if known else budget["seconds"] / max(1, budget["steps"]) for budget in (paid, pace))

@@ -3,6 +3,7 @@
 Cells that are done are kept, failed ones are kept and reported; what is not measured says so.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import sys
@@ -17,7 +18,7 @@ import jax
 
 from finetune.config import FinetuneConfig, stored
 from finetune.few_label.arms import INITIALISED, PACED, SEMI, arms_of, settings_of
-from finetune.few_label.cells import DONE, FAILED, NOT_MEASURED, NOT_POSSIBLE, Cell, choose_cells, grid_of, read_cell, write_cell
+from finetune.few_label.cells import DONE, FAILED, NOT_POSSIBLE, Cell, choose_cells, grid_of, read_cell, write_cell
 from finetune.few_label.config import FewLabelConfig, Labels
 from finetune.few_label.equal_time import seconds_of_pretraining, stated_seconds, steps_of_cell
 from finetune.few_label.leakage import audit_study
@@ -79,13 +80,13 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
         raise ConfigError(f"a few-label study needs {', '.join('--' + name for name in missing)}")
     arms, store = arms_of(config.arms, config.pretrained), open_store(config.store)
     stated_seconds(config)
-    check_stack(config)
     for arm in (arm for arm in arms if arm.given):
         seconds_of_pretraining(arm.pretraining, config)  # Known now, or the study would stop at the first cell of equal time.
     cells = grid_of(arms, config.labels, config.draws, config.seeds)
     chosen = [
         cell for cell in choose_cells(cells, config.cells) if (cell.arm.kind not in ELSEWHERE if only is None else cell.arm.kind in only)
     ]
+    check_stack(config, chosen)
     # What is given another arm's wall time comes when that is known.
     chosen, out = sorted(chosen, key=lambda cell: cell.arm.kind in PACED), Path(config.out)
     with lock_folder(out):
@@ -117,19 +118,28 @@ def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[C
     stacked: set[str] = set()
     wrong: dict[str, str] = {}
     for place, cell in enumerate(chosen):
-        if cell.arm.name in wrong:
+        before = read_cell(folder, cell)["status"]
+        if cell.arm.name in wrong or (before == FAILED and not config.retry_failed):
             continue
-        task = _task(plan, store, cell)
-        status = NOT_MEASURED if task is None else read_cell(folder, cell, task.identity)["status"]
-        if task is None or status == DONE or (status == FAILED and not config.retry_failed):
+        try:
+            task = _task(plan, store, cell)
+        except InputError as error:
+            if before == DONE:
+                raise
+            # Of the cells that its steps follow from: others of its arm may have better ones.
+            print(f"few_label: {cell.name} failed: {error}", file=sys.stderr)
+            write_cell(folder, cell, {}, FAILED, reason=f"{type(error).__name__}: {error}")
+            _results(plan, cells)
+            continue
+        if task is None or read_cell(folder, cell, task.identity)["status"] == DONE:
             continue
         if config.max_minutes is not None and time.monotonic() - started > 60 * config.max_minutes:
             print(f"few_label: {config.max_minutes:g} minutes are over; the other cells wait", file=sys.stderr)
             break
         try:
             if config.stack > 1 and cell.name not in stacked and cell.arm.kind not in ELSEWHERE:
-                tasks = {each.name: _task(plan, store, each) for each in chosen[place:] if each.arm.kind not in (*ELSEWHERE, *PACED)}
-                stacked |= train_stack({name: Run(each.settings, each.names) for name, each in tasks.items() if each is not None}, config)
+                beside = [each for each in chosen[place + 1 :] if each.arm.kind not in (*ELSEWHERE, *PACED) and each.arm.name not in wrong]
+                stacked |= train_stack({cell.name: Run(task.settings, task.names), **_runs(plan, store, beside)}, config)
             print(f"few_label: {cell.name}", file=sys.stderr)
             scores = measure(task.settings, task.names, tests, store.recipe, overlap=config.overlap)
             write_cell(folder, cell, task.identity, DONE, labelled=len(task.names), **task.given, **scores)
@@ -166,6 +176,16 @@ def _task(plan: Plan, store: Store, cell: Cell) -> Task | None:
     )
     settings = dataclasses.replace(settings, store=config.store, out=str(folder / cell.name))
     return Task(names, settings, _identity(settings, names, plan, store), {"given": given} if given else {})
+
+
+def _runs(plan: Plan, store: Store, cells: Sequence[Cell]) -> dict[str, Run]:
+    """The runs of these cells, by name. One whose settings cannot be says so in its own turn."""
+    runs = {}
+    for cell in cells:
+        with contextlib.suppress(ConfigError):
+            if task := _task(plan, store, cell):
+                runs[cell.name] = Run(task.settings, task.names)
+    return runs
 
 
 def _results(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:

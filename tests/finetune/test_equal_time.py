@@ -9,7 +9,7 @@ from finetune.few_label.arms import arms_of, pairs_of
 from finetune.few_label.cells import grid_of
 from finetune.few_label.config import FewLabelConfig
 from finetune.few_label.equal_time import seconds_per_step, stated_seconds, steps_of_cell
-from jaxseg.errors import ConfigError
+from jaxseg.errors import ConfigError, InputError
 
 
 def put(folder, cell, **budget):
@@ -68,6 +68,18 @@ def test_seconds_are_those_of_the_folder_whatever_signs_its_name_has():
     assert [arm.init for arm in arms_of(("pretrained",), given)] == ["runs/lr=0.1/mae", "runs/lr=0.2/jepa"]
     stated = stated_seconds(FewLabelConfig(pretrained=given, pretraining_seconds=(3.0, 4.0)))
     assert stated == {"runs/lr=0.1/mae": 3.0, "runs/lr=0.2/jepa": 4.0}
+
+
+@pytest.mark.parametrize("arm", ["pretrained", "scratch"])
+def test_seconds_of_cells_that_trained_side_by_side_say_nothing(grid, arm):
+    """They are a share of what several took together."""
+    config, cells, folder = grid
+    for each in ("pretrained", "scratch"):
+        shared = {"side_by_side": 4} if each == arm else {}
+        put(folder, cells[each], seconds=200.0, steps=50, seconds_per_step=3.0, **shared)
+    with pytest.raises(InputError, match=f"{arm}/n001-draw0-seed0: 4 cells were trained side by side.*steps of equal_time"):
+        steps_of_cell(folder, cells["equal_time"], config)
+    assert not (folder / cells["equal_time"].name / "steps.json").exists()
 
 
 def test_what_was_worked_out_stays_when_seconds_are_measured_again(grid):

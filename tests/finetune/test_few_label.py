@@ -306,6 +306,28 @@ def test_arms_of_equal_time_come_when_the_others_are_done_and_keep_their_steps(d
     assert {arm["name"]: arm["pretraining_flops"] for arm in content["arms"]} == dict.fromkeys(kinds) | {"pretrained": 0, "mean_teacher": 0}
 
 
+def test_cells_beside_arms_of_equal_time_can_be_stacked_and_their_seconds_are_then_not_used(data, untrained, tmp_path, monkeypatch):
+    class Shared(Pretended):
+        def __call__(self, settings, *args, **kwargs):
+            scores = super().__call__(settings, *args, **kwargs)
+            return scores if "equal_time" in settings.out else {**scores, "budget": {**scores["budget"], "side_by_side": 2}}
+
+    monkeypatch.setattr("finetune.few_label.stacks.finetune_side_by_side", lambda runs, folder: None)
+    kinds = ("scratch", "pretrained", "equal_time")
+    config = study(data, tmp_path, pretrained=(str(untrained),), labels=(1,), draws=(0,), arms=kinds, pretraining_seconds=(6.0,))
+    with pytest.raises(ConfigError, match="choose cells of other arms"):
+        run_study(dataclasses.replace(config, stack=2), measure=Shared())
+    run_study(dataclasses.replace(config, stack=2, cells="arms=scratch,pretrained"), measure=Shared())
+    content = run_study(config, measure=Shared()).content
+    assert [cell["status"] for cell in content["cells"]] == ["done", "done", "failed"]
+    assert "2 cells were trained side by side" in content["failures"][0]["reason"]
+    assert run_study(config, measure=Pretended(stop_at=0)).content == content  # a failed cell stays one
+    for arm in kinds[:2]:
+        shutil.rmtree(tmp_path / "cells" / arm)
+    content = run_study(dataclasses.replace(config, retry_failed=True), measure=Pretended()).content
+    assert content["cells"][2]["given"]["steps"] == 10
+
+
 def test_a_cell_that_fails_is_reported_and_the_others_go_on(data, tmp_path):
     failing = Pretended(fail=("scratch/n002-draw1",))
     content = run_study(study(data, tmp_path), measure=failing).content

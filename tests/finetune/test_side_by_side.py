@@ -19,7 +19,7 @@ from finetune.train import adapt, crop_loader, crop_of, finetune, graph_of, trai
 from jaxseg.data.augment import Augment
 from jaxseg.data.catalog import open_store
 from jaxseg.data.mixture import Source
-from jaxseg.errors import ConfigError, Preempted, TrainingError
+from jaxseg.errors import CheckpointError, ConfigError, InputError, Preempted, StorageError, TrainingError
 from jaxseg.files import read_json, write_json
 from jaxseg.models import UNETRConfig, ViTConfig
 from jaxseg.prepare import prepare_folder
@@ -153,6 +153,42 @@ def test_what_cannot_be_trained_side_by_side_is_trained_alone(data, tmp_path, mo
     paced = dataclasses.replace(config, arms=("pretrained", "scratch", "equal_time"), pretrained=("x",), pretraining_seconds=(1.0,))
     with pytest.raises(ConfigError, match="equal_time follow from the seconds of cells that trained alone"):
         run_study(paced, measure=measure)
+
+
+def test_a_cell_that_cannot_be_trained_fails_alone_and_not_those_beside_it(data, tmp_path, monkeypatch):
+    """As with a pretraining of another width, which the run finds out before its first step."""
+
+    def refuse(runs, folder):
+        folder.mkdir(parents=True)
+        if any("untrained" in run.settings.out for run in runs):
+            raise wrong("made for another width")
+
+    def measure(settings, names, tests, recipe, *, overlap):
+        if "untrained" in settings.out:
+            raise CheckpointError("made for another width")
+        budget = {"steps": 1, "crops": 8, "seconds": 1.0, "parameters": 1, "trained_parameters": 1, "flops": 1}
+        return {"dice": 0.5, "per_case": {case.id: 0.5 for case in tests}, "budget": budget}
+
+    monkeypatch.setattr("finetune.few_label.stacks.finetune_side_by_side", refuse)
+    config = FewLabelConfig(
+        scans=str(data / "scans"),
+        store=str(data / "store"),
+        labels=(1,),
+        draws=(0,),
+        arms=("scratch", "untrained"),
+        test_cases=3,
+        allow_overlap=True,
+        stack=2,
+        scratch_layer_decay=0.8,
+        finetune=settings(data, ""),
+    )
+    for wrong in (CheckpointError, InputError, ConfigError):
+        content = run_study(dataclasses.replace(config, out=str(tmp_path / wrong.__name__)), measure=measure).content
+        assert [(cell["arm"], cell["status"]) for cell in content["cells"]] == [("scratch", "done"), ("untrained", "failed")]
+        assert list((tmp_path / wrong.__name__ / "side_by_side").iterdir()) == []
+    wrong = StorageError  # no cell's own
+    with pytest.raises(StorageError):
+        run_study(dataclasses.replace(config, out=str(tmp_path / "full")), measure=measure)
 
 
 def test_only_where_a_run_starts_reads_and_ends_may_differ(data, tmp_path):
