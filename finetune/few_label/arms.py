@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune.config import FinetuneConfig
-from finetune.few_label.config import EVERY_ARM, ArmKind, FewLabelConfig, Labels
+from finetune.few_label.config import EVERY_ARM, ArmKind, FewLabelConfig
 from finetune.few_label.resenc import plan_resenc
 from finetune.train import crop_of
 from jaxseg.audit import card_of
@@ -126,11 +126,11 @@ def pairs_of(arms: Sequence[Arm]) -> list[tuple[str, str]]:
 
 
 def settings_of(
-    arm: Arm, study: FewLabelConfig, *, labels: Labels, seed: int, spacing: Sequence[float], pool: str = "", steps: int | None = None
+    arm: Arm, study: FewLabelConfig, *, labels: int, seed: int, spacing: Sequence[float], pool: str = "", steps: int | None = None
 ) -> FinetuneConfig:
     """The fine-tuning of one cell: what the arm does not say is that of `study.finetune`, crops, augmentation and peak learning rate always.
 
-    Up to `FEW` labels the last checkpoint counts, whatever `keep` says: there is nothing to choose a better one by without peeking.
+    Up to `FEW` labels (all of a small pool, too) the last checkpoint counts, whatever `keep` says: there is nothing to choose a better one by without peeking.
     A network from scratch learns alike everywhere (`study.scratch_layer_decay`, 1; no `decoder_first`, nothing of `freeze`), and so does one from a
     pretraining of no steps, which is therefore scratch to the bit (if its seed is the cell's): to learn more slowly towards the input, later or not
     at all is for encoders that know something already. The arm `frozen` holds its encoder still, whatever it knows.
@@ -139,7 +139,6 @@ def settings_of(
     """
     base = study.finetune
     steps = base.loop.steps * (4 if arm.kind == "scratch_x4" else 1) if steps is None else steps
-    few = labels != "all" and labels <= FEW
     base = dataclasses.replace(
         base,
         model=_model(arm, base, spacing),
@@ -155,7 +154,7 @@ def settings_of(
             decoder_first=base.optim.decoder_first if _spared(arm) else 0,
             freeze=(*(base.optim.freeze if _spared(arm) else ()), *(("encoder",) if arm.kind == "frozen" else ())),
         ),
-        keep="last" if few else base.keep,
+        keep="last" if labels <= FEW else base.keep,
         seed=base.seed + seed,
     )
     if arm.kind == "partial":

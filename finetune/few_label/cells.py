@@ -1,6 +1,7 @@
 """The cells of a few-label study: their folders, which of them are asked for, and what `cell.json` says of each. Called by `study`."""
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -71,16 +72,22 @@ def read_cell(folder: Path, cell: Cell, settings: dict[str, Any] | None = None) 
         folder: `OUT/cells`.
         settings: what it would be measured with now, if that is to be compared.
 
-    Raises ConfigError for a cell that was measured with other settings.
+    Raises ConfigError for a cell that was measured with other settings; one that failed has no score, and may be tried with others.
     """
     file = folder / cell.name / "cell.json"
     if not file.is_file():
         return {**cell.to_json(), "status": NOT_MEASURED}
     found = read_json(file)
-    if settings is not None and found["settings"] != settings:
+    if settings is not None and found["status"] == DONE and found["settings"] != settings:
         changed = sorted(key for key in {*settings, *found["settings"]} if settings.get(key) != found["settings"].get(key))
         raise ConfigError(f"{file}: measured with other settings ({', '.join(changed)}); set these back, or choose another --out")
     return found
+
+
+def clear_failed(folder: Path, cell: Cell, settings: dict[str, Any]) -> None:
+    """Remove what a failed cell trained with other settings than these, which its run could not go on with; with these it can."""
+    if read_json(folder / cell.name / "cell.json")["settings"] != settings:
+        shutil.rmtree(folder / cell.name)
 
 
 def write_cell(folder: Path, cell: Cell, settings: dict[str, Any], status: str, **facts: Any) -> dict[str, Any]:

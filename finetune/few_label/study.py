@@ -18,7 +18,7 @@ import jax
 
 from finetune.config import FinetuneConfig, stored
 from finetune.few_label.arms import INITIALISED, PACED, SEMI, arms_of, settings_of
-from finetune.few_label.cells import DONE, FAILED, NOT_POSSIBLE, Cell, choose_cells, grid_of, read_cell, write_cell
+from finetune.few_label.cells import DONE, FAILED, NOT_POSSIBLE, Cell, choose_cells, clear_failed, grid_of, read_cell, write_cell
 from finetune.few_label.config import FewLabelConfig, Labels
 from finetune.few_label.equal_time import seconds_of_pretraining, stated_seconds, steps_of_cell
 from finetune.few_label.leakage import audit_study
@@ -98,10 +98,12 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
         tests = _test_cases(config, store, split)
         audits = audit_study(config, store, split, arms, possible)
         tested = _digest(f"{case.id} {inputs_hash(case, store.recipe)}" for case in tests)
-        plan = Plan(config, arms, split, audits, _floors(config, store, split, tests, possible), tested, impossible)
+        chosen = [cell for cell in chosen if cell.name not in impossible]
+        shown = [cell for cell in possible if cell in chosen or read_cell(out / "cells", cell)["status"] == DONE]
+        plan = Plan(config, arms, split, audits, _floors(config, store, split, tests, shown), tested, impossible)
         _refuse_strange(plan, store, possible)
         try:
-            _fill_in(plan, store, cells, [cell for cell in chosen if cell.name not in impossible], tests, measure)
+            _fill_in(plan, store, cells, chosen, tests, measure)
         finally:
             # Also when the study is told to stop: what there is of it can be looked at.
             content = _results(plan, cells)
@@ -136,6 +138,8 @@ def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[C
         if config.max_minutes is not None and time.monotonic() - started > 60 * config.max_minutes:
             print(f"few_label: {config.max_minutes:g} minutes are over; the other cells wait", file=sys.stderr)
             break
+        if before == FAILED:
+            clear_failed(folder, cell, task.identity)
         try:
             if config.stack > 1 and cell.name not in stacked and cell.arm.kind not in ELSEWHERE:
                 beside = [each for each in chosen[place + 1 :] if each.arm.kind not in (*ELSEWHERE, *PACED) and each.arm.name not in wrong]
@@ -172,7 +176,7 @@ def _task(plan: Plan, store: Store, cell: Cell) -> Task | None:
         return None
     pool = f"{plan.split}:pretrain" if cell.arm.kind in SEMI else ""
     settings = settings_of(
-        cell.arm, config, labels=cell.labels, seed=cell.seed, spacing=store.recipe.spacing, pool=pool, steps=given.get("steps")
+        cell.arm, config, labels=len(names), seed=cell.seed, spacing=store.recipe.spacing, pool=pool, steps=given.get("steps")
     )
     settings = dataclasses.replace(settings, store=config.store, out=str(folder / cell.name))
     return Task(names, settings, _identity(settings, names, plan, store), {"given": given} if given else {})
@@ -252,7 +256,7 @@ def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
 
 
 def _floors(config: FewLabelConfig, store: Store, split: str, tests: Sequence[Case], cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """The position-only floor of every subset, kept in `OUT/floor.json` with the subset that it was made of."""
+    """The position-only floor of every subset of these cells, kept in `OUT/floor.json` with the subset that it was made of as soon as it is known."""
     path = Path(config.out) / "floor.json"
     kept = read_json(path) if path.is_file() else []
     floors = []
@@ -262,7 +266,9 @@ def _floors(config: FewLabelConfig, store: Store, split: str, tests: Sequence[Ca
         known = next((floor for floor in [*kept, *floors] if all(floor[key] == value for key, value in cases.items())), None)
         dice = known["dice"] if known else position_floor(store, cases["cases"], cases["tests"])["dice"]
         floors.append({"labels": count, "draw": draw, "dice": dice, **cases})
-    write_json(path, floors)
+        if not known:
+            done = {(floor["labels"], floor["draw"]) for floor in floors}
+            write_json(path, [*floors, *(floor for floor in kept if (floor["labels"], floor["draw"]) not in done)])
     return [{key: floor[key] for key in ("labels", "draw", "dice")} for floor in floors]
 
 

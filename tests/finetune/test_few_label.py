@@ -363,6 +363,50 @@ def test_cells_of_other_settings_are_never_mixed(data, tmp_path):
         run_study(study(data, tmp_path, finetune=changed), measure=Pretended())
 
 
+def test_a_failed_cell_is_tried_again_with_mended_settings_and_the_others_stay(data, tmp_path):
+    """A batch that was too large, say: there is no score that could be mixed."""
+    config = study(data, tmp_path, labels=(1,), draws=(0, 1), arms=("scratch",))
+    run_study(dataclasses.replace(config, cells="draws=0"), measure=Pretended(fail=("draw0",)))
+    begun = tmp_path / "cells" / "scratch" / "n001-draw0-seed0" / "config.json"
+    begun.write_text("of the run that failed")
+    mended = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, batch=4))
+    content = run_study(dataclasses.replace(mended, cells="draws=1"), measure=Pretended()).content
+    assert [cell["status"] for cell in content["cells"]] == ["failed", "done"] and begun.exists()
+    content = run_study(dataclasses.replace(mended, retry_failed=True), measure=Pretended()).content
+    assert [cell["status"] for cell in content["cells"]] == ["done", "done"] and not begun.exists()
+
+
+def test_no_checkpoint_is_chosen_where_all_labels_are_five(data, tmp_path):
+    kept = []
+
+    class Watched(Pretended):
+        def __call__(self, settings, *args, **kwargs):
+            kept.append(settings.keep)
+            return super().__call__(settings, *args, **kwargs)
+
+    config = study(data, tmp_path, labels=("all",), draws=(0,), arms=("scratch",))
+    run_study(dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, keep="best")), measure=Watched())
+    assert kept == ["last"]
+
+
+def test_the_floor_is_that_of_the_cells_asked_for_and_kept_one_by_one(data, tmp_path, monkeypatch):
+    asked = []
+
+    def floor(store, training, tests):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(len(training))
+        return {"dice": 0.1 * len(training)}
+
+    monkeypatch.setattr("finetune.few_label.study.position_floor", floor)
+    config = study(data, tmp_path, labels=(1, 2, "all"), draws=(0,), arms=("scratch",))
+    content = run_study(dataclasses.replace(config, cells="N=2"), measure=Pretended()).content
+    assert asked == [2] and [each["labels"] for each in content["floors"]] == [2]
+    with pytest.raises(KeyboardInterrupt):
+        run_study(config, measure=Pretended())
+    assert asked == [2, 1] and {each["labels"] for each in read_json(tmp_path / "floor.json")} == {1, 2}
+
+
 def test_cells_of_other_test_cases_or_another_store_stand_in_no_table(data, tmp_path):
     """Also where other cells are asked for: they would be compared with those that are there."""
     made = read_json(run_study(study(data, tmp_path / "one", cells="N=1 draws=0 arms=scratch"), measure=Pretended()).folder / "split.json")
