@@ -135,14 +135,24 @@ def _comparisons(results: dict[str, Any]) -> tuple[Table, Table]:
 
 def _equivalence(results: dict[str, Any]) -> Table:
     rows = [
-        [row["arm"], row["against"], str(row["labels"]), f"{row['bound']} {row['scratch_labels']:.3g}".strip(), _factor(row), _ends(row)]
+        [
+            row["arm"],
+            row["against"],
+            str(row["labels"]),
+            f"{row['bound']} {row['scratch_labels']:.3g}".strip(),
+            _factor(row),
+            _ends(row),
+            f"{row['runs']} of {row['runs_of_arm']}",
+            ", ".join(map(str, row["points"])),
+        ]
         for row in results["equivalence"]
     ]
     caption = (
         'Label equivalence: how many labels scratch needs for the same Dice. ">" is beyond the most that scratch was given, "<" below the fewest. A factor '
-        "against scratch that is gone against scratch_x4 is faster training, not fewer labels."
+        "against scratch that is gone against scratch_x4 is faster training, not fewer labels. Runs are those of the arm's that scratch "
+        "was measured with as well, at the N of the last column."
     )
-    return Table(["arm", "against", "N", "scratch needs", "factor", "95 % interval"], rows, caption)
+    return Table(["arm", "against", "N", "scratch needs", "factor", "95 % interval", "runs", "scratch at N"], rows, caption)
 
 
 def _factor(row: dict[str, Any]) -> str:

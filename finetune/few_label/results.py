@@ -149,25 +149,29 @@ def _equivalence(
 ) -> dict[str, Any] | None:
     """The label-equivalence factor of an arm at N against scratch (`against`); None where it, or all of scratch, is not measured.
 
-    Of scratch's points those count whose runs hold all of the arm's, so that one draw is never compared with another; all labels are those of
-    every draw.
+    One draw is never compared with another: what counts are as many of the arm's runs as a point of scratch has, and of scratch's points those that
+    have all of these (`runs` of `runs_of_arm`, and `points`, the labels of scratch's). All labels are those of every draw.
     """
-    keys, at = sorted(runs[name, count]), counts[count]
-    points: list[tuple[int, Labels]] = []
+    ours, at = set(runs[name, count]), counts[count]
     theirs: dict[Labels, Runs] = {}
+    for other in counts:
+        found = runs.get((against, other), {})
+        theirs[other] = _in_every_draw(found, sorted(ours)) if other == "all" else found
+    shared = {other: ours & set(found) for other, found in theirs.items() if counts[other] is not None}
+    keys = sorted(max(shared.values(), key=lambda some: (len(some), sum(some <= each for each in shared.values())), default=set()))
+    points: list[tuple[int, Labels]] = []
     for other, number in counts.items():
-        theirs[other] = _in_every_draw(runs.get((against, other), {}), keys) if other == "all" else runs.get((against, other), {})
         if number is not None and set(keys) <= set(theirs[other]) and number not in dict(points):
             points.append((number, other))
     points.sort(key=lambda point: point[0])
-    if not keys or at is None or not points:
+    if not keys or at is None:
         return None
     found = label_equivalence(
         [number for number, _ in points], [_rows(theirs[c], keys) for _, c in points], _rows(runs[name, count], keys), at
     )
     high = None if np.isinf(found.high) else found.high
     low = None if np.isinf(found.low) else found.low
-    limits = {"fewest": points[0][0], "most": points[-1][0]}
+    limits = {"fewest": points[0][0], "most": points[-1][0], "points": [number for number, _ in points]}
     return {
         "arm": name,
         "against": against,
@@ -177,6 +181,8 @@ def _equivalence(
         "bound": found.bound,
         "low": low,
         "high": high,
+        "runs": len(keys),
+        "runs_of_arm": len(ours),
     } | limits
 
 

@@ -546,6 +546,20 @@ def test_a_pretrained_arm_is_held_against_scratch_with_four_times_the_steps(data
     assert rows["pretrained", "scratch_x4", 1]["bound"] == "<" and "< 1.00 to < 1.00" in (tmp_path / "table.md").read_text()
 
 
+def test_label_equivalence_takes_the_draws_that_scratch_has_and_says_how_many(data, untrained, tmp_path):
+    """A grid that is being filled in: the pretrained arm is ahead of scratch by draws."""
+    config = study(data, tmp_path, pretrained=(str(untrained),), arms=("scratch", "pretrained"), labels=(1, 2), draws=(0, 1, 2))
+    run_study(dataclasses.replace(config, cells="arms=pretrained N=1"), measure=Pretended())
+    content = run_study(dataclasses.replace(config, cells="arms=scratch N=1 draws=0,1"), measure=Pretended()).content
+    (row,) = content["equivalence"]
+    assert (row["runs"], row["runs_of_arm"], row["points"], row["factor"]) == (2, 3, [1], pytest.approx(1))
+    content = run_study(dataclasses.replace(config, cells="arms=scratch N=2 draws=1"), measure=Pretended()).content
+    assert content["equivalence"][0]["points"] == [1]  # two draws rather than two points
+    content = run_study(dataclasses.replace(config, cells="arms=scratch N=2 draws=0"), measure=Pretended()).content
+    (row,) = content["equivalence"]
+    assert (row["runs"], row["points"]) == (2, [1, 2]) and "| 2 of 3 | 1, 2 |" in (tmp_path / "table.md").read_text()
+
+
 def test_scans_without_a_label_are_in_the_pool_of_a_split_that_is_made():
     patients = {"a1": "a", "a2": "a", "b": "b", "c": "c", "d": "d", "e": "e"}
     split = make_split(patients, test=1, seed=0, labelled=["a1", "b", "c"])
