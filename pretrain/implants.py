@@ -41,7 +41,7 @@ class Lesions:
         tissue: how much sooner a lesion grows through tissue like that at its centre; 0 for balls with bumps.
         near: the loss counts voxels within so many radii of the lesion's centre and 6 mm more, so that lesions that the scan already has are
             not learnt to be background.
-        decoder: of the network that is trained: "unetr", or "unetr_plus" with its convolutional stem.
+        decoder: of the network that is trained: "unetr", which is also None, or "unetr_plus" with its convolutional stem.
         feature, stride: see `UNETRConfig` and `UNETRPlusConfig`; fine-tuning takes all of it where its own family and sizes are the same.
     """
 
@@ -51,7 +51,7 @@ class Lesions:
     spread: float = 1.3
     tissue: float = 1.0
     near: float = 2.5
-    decoder: Decoder = "unetr"
+    decoder: Decoder | None = None
     feature: int = 16
     stride: int = 2
 

@@ -58,13 +58,13 @@ class Anatomy:
     Attributes:
         hidden: share of the tokens that are hidden; what the network sees of the rest is what it is asked to fill in.
         unit: tokens along each axis that are hidden together.
-        decoder: "unetr", or "unetr_plus" with its convolutional stem.
+        decoder: "unetr", which is also None, or "unetr_plus" with its convolutional stem.
         feature, stride: see `UNETRConfig` and `UNETRPlusConfig`; fine-tuning takes all of it where its own family and sizes are the same.
     """
 
     hidden: float = 0.5
     unit: Triple = (2, 2, 2)
-    decoder: Decoder = "unetr"
+    decoder: Decoder | None = None
     feature: int = 16
     stride: int = 2
 

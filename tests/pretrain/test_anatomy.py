@@ -66,7 +66,7 @@ def test_hidden_voxels_are_whole_tokens_and_do_not_reach_the_network(decoder):
     assert (seen.reshape(4, 4, 2, 4, 2, 4, 2).transpose(0, 1, 3, 5, 2, 4, 6).reshape(4, 64, 8).any(-1).sum(1) <= 32).all()
 
 
-@pytest.mark.parametrize(("decoder", "family"), [("unetr", UNETRConfig), ("unetr_plus", UNETRPlusConfig)])
+@pytest.mark.parametrize(("decoder", "family"), [(None, UNETRConfig), ("unetr", UNETRConfig), ("unetr_plus", UNETRPlusConfig)])
 def test_fine_tuning_takes_all_but_the_head(decoder, family):
     encoder = ViTConfig(in_channels=1, crop=(SIDE,) * 3, token=(2, 2, 2), width=12, depth=2, heads=1)
     anatomy = Anatomy(decoder=decoder, feature=4, stride=1)
