@@ -14,6 +14,7 @@ from jaxseg.errors import ConfigError
 from jaxseg.files import read_json, write_json
 
 DONE, FAILED, NOT_MEASURED, NOT_POSSIBLE = "done", "failed", "not measured", "not possible"
+SCORING = ("overlap", "tests")  # settings that training does not depend on
 _AXES = {"N": "labels", "draws": "draw", "seeds": "seed", "arms": "arm"}
 
 
@@ -84,10 +85,19 @@ def read_cell(folder: Path, cell: Cell, settings: dict[str, Any] | None = None) 
     return found
 
 
-def clear_failed(folder: Path, cell: Cell, settings: dict[str, Any]) -> None:
-    """Remove what a failed cell trained with other settings than these, which its run could not go on with; with these it can."""
-    if read_json(folder / cell.name / "cell.json")["settings"] != settings:
-        shutil.rmtree(folder / cell.name)
+def clear_failed(folder: Path, cell: Cell, settings: dict[str, Any], *, keep: Sequence[str] = ()) -> None:
+    """Empty the folder of a cell that failed with other settings than these, but for the files `keep`: its run could not go on with these.
+
+    What only says how it is scored (`SCORING`) empties nothing: the training is gone on with.
+    """
+    before = read_json(folder / cell.name / "cell.json")["settings"]
+    if all(before.get(key) == settings.get(key) for key in {*before, *settings} - {*SCORING}):
+        return
+    for path in (folder / cell.name).iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in keep:
+            path.unlink()
 
 
 def write_cell(folder: Path, cell: Cell, settings: dict[str, Any], status: str, **facts: Any) -> dict[str, Any]:

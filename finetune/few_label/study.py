@@ -20,7 +20,7 @@ from finetune.config import FinetuneConfig, stored
 from finetune.few_label.arms import INITIALISED, PACED, SEMI, arms_of, settings_of
 from finetune.few_label.cells import DONE, FAILED, NOT_POSSIBLE, Cell, choose_cells, clear_failed, grid_of, read_cell, write_cell
 from finetune.few_label.config import FewLabelConfig, Labels
-from finetune.few_label.equal_time import seconds_of_pretraining, stated_seconds, steps_of_cell
+from finetune.few_label.equal_time import STEPS, seconds_of_pretraining, stated_seconds, steps_of_cell
 from finetune.few_label.leakage import audit_study
 from finetune.few_label.measure import measure
 from finetune.few_label.page import write_report
@@ -139,7 +139,7 @@ def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[C
             print(f"few_label: {config.max_minutes:g} minutes are over; the other cells wait", file=sys.stderr)
             break
         if before == FAILED:
-            clear_failed(folder, cell, task.identity)
+            clear_failed(folder, cell, task.identity, keep=[STEPS])
         try:
             if config.stack > 1 and cell.name not in stacked and cell.arm.kind not in ELSEWHERE:
                 beside = [each for each in chosen[place + 1 :] if each.arm.kind not in (*ELSEWHERE, *PACED) and each.arm.name not in wrong]

@@ -369,11 +369,15 @@ def test_a_failed_cell_is_tried_again_with_mended_settings_and_the_others_stay(d
     run_study(dataclasses.replace(config, cells="draws=0"), measure=Pretended(fail=("draw0",)))
     begun = tmp_path / "cells" / "scratch" / "n001-draw0-seed0" / "config.json"
     begun.write_text("of the run that failed")
+    (begun.parent / "steps.json").write_text("worked out once")
+    run_study(dataclasses.replace(config, overlap=0.75, cells="draws=0", retry_failed=True), measure=Pretended(fail=("draw0",)))
+    assert begun.exists()  # the training is what it was
     mended = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, batch=4))
     content = run_study(dataclasses.replace(mended, cells="draws=1"), measure=Pretended()).content
     assert [cell["status"] for cell in content["cells"]] == ["failed", "done"] and begun.exists()
     content = run_study(dataclasses.replace(mended, retry_failed=True), measure=Pretended()).content
     assert [cell["status"] for cell in content["cells"]] == ["done", "done"] and not begun.exists()
+    assert (begun.parent / "steps.json").exists()
 
 
 def test_no_checkpoint_is_chosen_where_all_labels_are_five(data, tmp_path):
