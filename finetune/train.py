@@ -85,7 +85,7 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
         def begin(params: Any, teacher: Any) -> TrainState:
             return TrainState.create(params, optimizer, ema=config.ema is not None, extra=first_extra(teacher) if semi else None)
 
-        # From the host, so that no device ever holds more than its part.
+        # From the host: the parameters alone were whole on one device, and are gone there before moments and averages are made in parts.
         state = layout.init(begin, layout.place(first), layout.place(teacher) if semi else None)
         del first, teacher
         step = training_step(config, graph, classes, optimizer)
