@@ -43,6 +43,7 @@ class FinetuneConfig:
         keep: "last" checkpoint (no peeking, for few labels) or the "best" one on the monitored cases.
         label_every, label_axis: partial labels: of every training case only each so-many-th slice of the prepared grid along an axis (0, 1, 2 for
             x, y, z) counts as contoured (`jaxseg.data.partial.Slices`); 1 for all. Monitored cases keep their whole label.
+        label_cube: not slices but cubes of so many voxels a side, one in `label_every` of them (`jaxseg.data.partial.Cubes`); 0 for slices.
         semi: what unlabelled crops add to the loss.
         balanced: of the crops that hold a label (`foreground`), every label of the store as many, however few cases have it.
         also, also_split: further stores with the same labels, as in pretraining; of each every labelled case, or those of a split.
@@ -71,6 +72,7 @@ class FinetuneConfig:
     # Younger fields default to what a stored config without them meant.
     label_every: int = 1
     label_axis: int = 2
+    label_cube: int = 0
     semi: SemiConfig = field(default_factory=SemiConfig)
     balanced: bool = False
     also: dict[str, float] = field(default_factory=dict)
@@ -82,7 +84,7 @@ class FinetuneConfig:
             raise ConfigError(f"ema is {self.ema}: expected a decay from 0 to below 1 (0.999, say), or None for the last weights")
 
 
-_YOUNGER = ("label_every", "label_axis", "semi", "balanced", "also", "also_split", "take")
+_YOUNGER = ("label_every", "label_axis", "label_cube", "semi", "balanced", "also", "also_split", "take")
 
 
 def stored(config: FinetuneConfig) -> dict[str, Any]:

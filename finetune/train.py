@@ -25,7 +25,7 @@ from jaxseg.data.duplicates import scans_of_card, scans_of_store
 from jaxseg.data.loader import CropLoader
 from jaxseg.data.mixed_stores import cases_content, content_drawn, names_drawn, open_others
 from jaxseg.data.mixture import Source
-from jaxseg.data.partial import Slices
+from jaxseg.data.partial import Cubes, Slices
 from jaxseg.data.split import refuse_shared_patients, select_cases
 from jaxseg.data.untaught import sentence, untaught
 from jaxseg.errors import ConfigError
@@ -160,7 +160,7 @@ def crop_loader(
         foreground=config.foreground,
         balanced=config.balanced,
         labelled=True,
-        slices=Slices(config.label_every, config.label_axis),
+        partial=Cubes(config.label_every, config.label_cube) if config.label_cube else Slices(config.label_every, config.label_axis),
         process=process,
     )
     if not pool:

@@ -25,12 +25,16 @@ ABOUT: dict[str, str] = {
     "resenc": "a residual-encoder U-Net from scratch, as nnU-Net would plan it for these crops",
     "resenc_time": "that U-Net, with as many steps as fit the pretrained arm's wall time, pretraining's share included",
     "partial": "the pretrained arm with only every n-th slice of a labelled case contoured",
+    "partial_scratch": "from scratch, with only every n-th slice of a labelled case contoured",
+    "regions": "the pretrained arm with only every n-th cube of a labelled case contoured, the rest ignored",
+    "regions_scratch": "from scratch, with only every n-th cube of a labelled case contoured, the rest ignored",
     "mean_teacher": "the pretrained arm with a mean teacher on the unlabelled pool",
     "pseudo_labels": "the pretrained arm, twice: the second time with the first's confident predictions on the unlabelled pool",
     "anchor": "that U-Net in PyTorch (dynamic-network-architectures), same crops, loss and steps; filled in by `python -m bench.anchor`",
 }
-INITIALISED = ("pretrained", "frozen", "partial", "mean_teacher", "pseudo_labels")  # by a pretraining
+INITIALISED = ("pretrained", "frozen", "partial", "regions", "mean_teacher", "pseudo_labels")  # by a pretraining
 PACED = {"equal_time": "scratch", "resenc_time": "resenc"}  # by the wall time of a pretrained arm, at the pace of this kind
+SAME_LABELS = {"partial": "partial_scratch", "regions": "regions_scratch"}  # from scratch, with as few contours
 SEMI = ("mean_teacher", "pseudo_labels")
 RIVALS = ("scratch_x4", "equal_time", "no_transformer", "resenc", "resenc_time", "anchor")  # of a pretrained arm
 FEW = 5  # labelled cases up to which no checkpoint is chosen by its score
@@ -108,13 +112,14 @@ def describe(arm: Arm, study: FewLabelConfig) -> str:
     if arm.kind == "pretrained" and (arm.take or study.finetune.take) == "network":
         return "the same network, all of it from the pretraining"
     nth = {1: "", 2: "2nd", 3: "3rd"}.get(study.partial_every, f"{study.partial_every}th")
-    return ABOUT[arm.kind].replace("n-th", nth) if arm.kind == "partial" else ABOUT[arm.kind]
+    return ABOUT[arm.kind].replace("n-th", nth)
 
 
 def pairs_of(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     """Which arms are compared, (arm, against): all with scratch; the pretrained ones with every other network or budget that they must hold
-    against; what is done on top of a pretrained arm with that one."""
+    against; what is done on top of a pretrained arm with that one; those with fewer contours with scratch on as few."""
     pairs = [(arm.name, "scratch") for arm in arms if arm.kind != "scratch"]
+    pairs += [(arm.name, other.name) for arm in arms for other in arms if other.kind == SAME_LABELS.get(arm.kind)]
     for arm in (arm for arm in arms if arm.kind == "pretrained"):
         pairs += [(arm.name, other.name) for other in arms if other.kind in RIVALS and other.given in ("", arm.name)]
         pairs += [
@@ -157,8 +162,10 @@ def settings_of(
         keep="last" if labels <= FEW else base.keep,
         seed=base.seed + seed,
     )
-    if arm.kind == "partial":
+    if arm.kind in ("partial", "partial_scratch"):
         base = dataclasses.replace(base, label_every=study.partial_every, label_axis=study.partial_axis)
+    if arm.kind in ("regions", "regions_scratch"):
+        base = dataclasses.replace(base, label_every=study.partial_every, label_cube=study.partial_cube)
     if arm.kind in SEMI:
         base = dataclasses.replace(base, semi=dataclasses.replace(base.semi, method=arm.kind, pool=pool))
     return base

@@ -18,6 +18,9 @@ ArmKind = Literal[
     "resenc",
     "resenc_time",
     "partial",
+    "partial_scratch",
+    "regions",
+    "regions_scratch",
     "mean_teacher",
     "pseudo_labels",
     "anchor",
@@ -41,7 +44,8 @@ class FewLabelConfig:
         draws, seeds: numbers of the draws and of the training seeds, apart from each other: seed s trains with `finetune.seed + s`.
         arms: what is compared, see `arms.ABOUT` and `arms.settings_of`.
         scratch_layer_decay: of the arms from scratch; that of `finetune.optim` is for the pretrained ones, as are its `decoder_first` and `freeze`.
-        partial_every, partial_axis: the slices that are contoured in the arm `partial`.
+        partial_every, partial_axis: the slices that are contoured in the arms `partial` and `partial_scratch`.
+        partial_cube: voxels; one cube in `partial_every` of this side is contoured in the arms `regions` and `regions_scratch`.
         pretraining_share: the part of the pretraining's wall time that an arm of equal time is given beside that of fine-tuning: 1 for all of it, as
             if it served one cell, less where it serves many.
         pretraining_seconds: wall time of each pretraining, in the order of `pretrained`; () takes it from its run folder's log.
@@ -73,6 +77,7 @@ class FewLabelConfig:
     scratch_layer_decay: float = 1.0
     partial_every: int = 5
     partial_axis: int = 2
+    partial_cube: int = 16
     pretraining_share: float = 1.0
     pretraining_seconds: tuple[float, ...] = ()
     spacings: tuple[float, ...] = (1.0, 4.0)
@@ -88,6 +93,8 @@ class FewLabelConfig:
 
     def __post_init__(self):
         axes: dict[str, tuple[tuple[Any, ...], int]] = {"labels": (self.labels, 1), "draws": (self.draws, 0), "seeds": (self.seeds, 0)}
+        if self.partial_cube < 1:
+            raise ConfigError(f"partial_cube is {self.partial_cube}; expected the side of a cube, 1 voxel or more")
         for name, (values, least) in {**axes, "arms": (self.arms, 0)}.items():
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{name} is {values}; expected one value or several, each once")

@@ -27,7 +27,8 @@ BUDGETS = (
 GROUPS = {
     "Pretraining": ("untrained", "frozen", "equal_time"),
     "Networks": ("no_transformer", "resenc", "resenc_time", "anchor"),
-    "Fewer slices, and unlabelled scans": ("partial", "mean_teacher", "pseudo_labels"),
+    "Fewer contours": ("partial", "partial_scratch", "regions", "regions_scratch"),
+    "Unlabelled scans": ("mean_teacher", "pseudo_labels"),
 }
 """Arms (kinds) whose curves are drawn together, each time beside scratch, scratch with four times the steps and the pretrained ones"""
 MANY = 6  # lines that one figure holds

@@ -15,7 +15,7 @@ import numpy as np
 from jaxseg.data.cache import IGNORE, CaseArrays, release
 from jaxseg.data.catalog import Store
 from jaxseg.data.mixture import Mixture, Source, check_sources, owners_of_labels
-from jaxseg.data.partial import Slices
+from jaxseg.data.partial import Partial, Slices
 from jaxseg.errors import CheckpointError, ConfigError
 
 Batch = dict[str, np.ndarray]
@@ -51,7 +51,7 @@ class CropLoader:
         balanced: draw a label first, evenly among all that the cases hold, and then a case that holds it, for every crop that must hold one:
             a label that few cases have is seen as often as any other. (An epoch then no longer visits each case once.)
         labelled: whether batches carry `label`; every case must then have one.
-        slices: which slices count as contoured (None: all); elsewhere `label` is 255, and no crop is drawn for the sake of a voxel there.
+        partial: which part of a case counts as contoured (None: all of it); elsewhere `label` is 255, and no crop is drawn for the sake of a voxel there.
         places: whether batches carry `place`.
         process: (index, count) of this process among those that train together.
         threads: threads that read ahead; 0 reads in the caller.
@@ -79,7 +79,7 @@ class CropLoader:
         foreground: float = 0.0,
         balanced: bool = False,
         labelled: bool = False,
-        slices: Slices | None = None,
+        partial: Partial | None = None,
         places: bool = False,
         process: tuple[int, int] = (0, 1),
         threads: int = 2,
@@ -88,14 +88,14 @@ class CropLoader:
         _check(crop, batch, seed, foreground, labelled, process)
         if balanced and not foreground:
             raise ConfigError("balanced decides which label a crop holds: with foreground=0 no crop must hold one")
-        slices = slices or Slices()
-        if slices.every > 1 and (balanced or not labelled):
+        partial = partial or Slices()
+        if partial.every > 1 and (balanced or not labelled):
             raise ConfigError(
-                "slices says where labels count: it needs labelled=True, and cannot be balanced (a label may lie in no such slice)"
+                "partial says where labels count: it needs labelled=True, and cannot be balanced (a label may lie in no contoured part)"
             )
         check_sources(sources, labelled)
-        self._settings = {"seed": seed, "batch": batch, "cases": _digest(sources, balanced, slices)}
-        self._samples = samples = _Samples(Mixture(sources, seed), crop, batch, foreground, balanced, labelled, slices, places, process)
+        self._settings = {"seed": seed, "batch": batch, "cases": _digest(sources, balanced, partial)}
+        self._samples = samples = _Samples(Mixture(sources, seed), crop, batch, foreground, balanced, labelled, partial, places, process)
         batches = grain.MapDataset.source(samples).batch(batch // process[1], drop_remainder=True)
         # Two batches ahead of each thread: enough to hide a slow case, little memory.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
@@ -140,12 +140,12 @@ class _Samples:
         foreground: float,
         balanced: bool,
         labelled: bool,
-        slices: Slices,
+        partial: Partial,
         places: bool,
         process: tuple[int, int],
     ) -> None:
         self.mixture, self.crop, self.seed, self.foreground, self.labelled = mixture, crop, mixture.seed, foreground, labelled
-        self.batch, self.slices, self.places, self.process = batch, slices, places, process
+        self.batch, self.partial, self.places, self.process = batch, partial, places, process
         self.owners = [owners_of_labels(source) for source in mixture.sources] if balanced else None
 
     def __len__(self) -> int:
@@ -170,7 +170,7 @@ class _Samples:
         """Where the sample with this global number comes from."""
         source, name, label, rng = self._choose(id)
         store = self.mixture.sources[source].store
-        x, y, z = choose_origin(self.slices.kept(store.arrays(name)), self.crop, self._share(label), rng, label=label).tolist()
+        x, y, z = choose_origin(self.partial.kept(store.arrays(name)), self.crop, self._share(label), rng, label=label).tolist()
         return Provenance(str(store.path), name, (x, y, z), self.crop)
 
     def _choose(self, id: int) -> tuple[int, str, int | None, np.random.Generator]:
@@ -188,7 +188,7 @@ class _Samples:
         return self.foreground if self.owners is None else float(label is not None)
 
     def _crop(self, store: Store, name: str, label: int | None, rng: np.random.Generator, id: int) -> Batch:
-        entry, arrays = store.entry(name), self.slices.kept(store.arrays(name))
+        entry, arrays = store.entry(name), self.partial.kept(store.arrays(name))
         origin = choose_origin(arrays, self.crop, self._share(label), rng, label=label)
         air = np.asarray(entry.air, np.float32)
         sample = {
@@ -200,7 +200,7 @@ class _Samples:
             "id": np.asarray(id, np.int32),
         }
         if self.labelled and arrays.label is not None:
-            sample["label"] = self.slices.hide(cut(arrays.label, origin, self.crop, IGNORE), origin, arrays.label.shape)
+            sample["label"] = self.partial.hide(cut(arrays.label, origin, self.crop, IGNORE), origin, arrays.label.shape)
         if self.places:
             half = np.asarray(arrays.mask.shape, np.float32) / 2
             sample["place"] = np.stack([(origin - half) * sample["spacing"], half * sample["spacing"]]).astype(np.float32)
@@ -256,11 +256,11 @@ def _check(crop: Shape, batch: int, seed: int, foreground: float, labelled: bool
         raise ConfigError("foreground needs labels: with labelled=False nothing may depend on them")
 
 
-def _digest(sources: Sequence[Source], balanced: bool, slices: Slices) -> str:
+def _digest(sources: Sequence[Source], balanced: bool, partial: Partial) -> str:
     """What decides which cases are drawn; for one store the hash of its names alone, as positions saved before others could be mixed have it."""
     lines = list(sources[0].names)
     if len(sources) > 1:
         lines = [f"{source.weight!r}:{name}" for source in sources for name in ("", *source.names)]
     return hashlib.sha256(
-        "\n".join([*lines, *(["balanced"] if balanced else []), *([repr(slices)] if slices.every > 1 else [])]).encode()
+        "\n".join([*lines, *(["balanced"] if balanced else []), *([repr(partial)] if partial.every > 1 else [])]).encode()
     ).hexdigest()

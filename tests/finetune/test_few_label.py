@@ -13,7 +13,7 @@ import pytest
 
 from finetune.config import FinetuneConfig
 from finetune.few_label import FewLabelConfig
-from finetune.few_label.arms import SEMI, arms_of, describe, settings_of
+from finetune.few_label.arms import SEMI, arms_of, describe, pairs_of, settings_of
 from finetune.few_label.cells import choose_cells, grid_of
 from finetune.few_label.program import run_program
 from finetune.few_label.spacing.study import resampled
@@ -195,7 +195,7 @@ def test_only_pretrained_encoders_learn_more_slowly_towards_their_input():
     }
     assert {name for name, settings in made.items() if settings.optim.layer_decay == 0.75} == set(kinds[5:])
     assert dataclasses.replace(made["pretrained"], init="") == made["untrained"]
-    assert (made["equal_time"].loop.steps, made["partial"].label_every, made["mean_teacher"].semi.method) == (7, 5, "mean_teacher")
+    assert (made["equal_time"].loop.steps, made["mean_teacher"].semi.method) == (7, "mean_teacher")
     assert made["no_transformer"].model.encoder.depth == 0
     again = dataclasses.replace(study, scratch_layer_decay=0.75)
     assert settings_of(arms["scratch"], again, labels=1, seed=0, spacing=(1, 1, 1)).optim.layer_decay == 0.75
@@ -209,6 +209,27 @@ def test_pretrainings_of_one_study_may_give_an_encoder_or_the_whole_network():
     assert found["pretrained_mae"] == ("a", "encoder") and found["scratch"] == ("", "encoder")
     assert found["pretrained_lesions"] == found["frozen_lesions"] == ("b/c=d", "network") and found["pretrained"] == ("C:odd", "encoder")
     assert [describe(arm, study).split()[3] for arm in arms if arm.kind == "pretrained"] == ["its", "all", "its"]
+
+
+def test_arms_with_fewer_contours_differ_from_their_counterparts_in_nothing_else():
+    study = FewLabelConfig(partial_every=4, partial_axis=1, partial_cube=8)
+    arms = {arm.name: arm for arm in arms_of(("scratch", "pretrained", "partial", "partial_scratch", "regions", "regions_scratch"), ("a",))}
+    made = {name: settings_of(arm, study, labels=1, seed=0, spacing=(1, 1, 1)) for name, arm in arms.items()}
+    slices, cubes = {"label_every": 4, "label_axis": 1}, {"label_every": 4, "label_cube": 8}
+    for name, part in (("partial", slices), ("regions", cubes)):
+        assert made[name] == dataclasses.replace(made["pretrained"], **part)
+        assert made[f"{name}_scratch"] == dataclasses.replace(made["scratch"], **part)
+    pairs = pairs_of(tuple(arms.values()))
+    assert {
+        ("partial", "partial_scratch"),
+        ("partial", "pretrained"),
+        ("partial_scratch", "scratch"),
+        ("regions", "regions_scratch"),
+    } <= set(pairs)
+    assert len(set(pairs)) == len(pairs)
+    assert describe(arms["regions"], study) == "the pretrained arm with only every 4th cube of a labelled case contoured, the rest ignored"
+    with pytest.raises(ConfigError, match="side of a cube"):
+        FewLabelConfig(partial_cube=0)
 
 
 def test_only_pretrained_encoders_are_held_back(untrained):
@@ -705,9 +726,17 @@ def test_zero_pretraining_steps_give_scratch_and_a_frozen_encoder_trains_less(da
 @pytest.mark.slow
 def test_every_arm_fills_in_its_cell_and_shows_what_it_was_given(data, untrained, tmp_path):
     """The whole way for the arms that change more than where the weights come from, one step each."""
-    kinds = ("scratch", "pretrained", "equal_time", "no_transformer", "partial", "mean_teacher", "pseudo_labels")
+    kinds = ("scratch", "pretrained", "equal_time", "no_transformer", "partial", "regions", "mean_teacher", "pseudo_labels")
     config = study(
-        data, tmp_path, pretrained=(str(untrained),), labels=(1,), draws=(0,), arms=kinds, pretraining_seconds=(0.0,), partial_every=2
+        data,
+        tmp_path,
+        pretrained=(str(untrained),),
+        labels=(1,),
+        draws=(0,),
+        arms=kinds,
+        pretraining_seconds=(0.0,),
+        partial_every=2,
+        partial_cube=4,
     )
     short = dataclasses.replace(config.finetune, loop=LoopConfig(steps=1, save_every=0))
     content = run_study(dataclasses.replace(config, finetune=short)).content
@@ -722,7 +751,7 @@ def test_every_arm_fills_in_its_cell_and_shows_what_it_was_given(data, untrained
     }
     assert budgets["scratch"]["flops"] < budgets["mean_teacher"]["flops"] < budgets["pseudo_labels"]["flops"]
     page = (tmp_path / "index.html").read_text()
-    assert "only every 2nd slice" in page and "unlabelled crops" in page
+    assert "only every 2nd slice" in page and "only every 2nd cube" in page and "unlabelled crops" in page
     assert run_study(dataclasses.replace(config, finetune=short), measure=Pretended(stop_at=0)).content == content
 
 
