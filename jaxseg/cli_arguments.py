@@ -69,7 +69,10 @@ def _run(verbs) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for everything it makes")
     parser.add_argument("--labels", type=int, help="use only the first so many labelled cases (default: all)")
     parser.add_argument("--channels", type=_names, help="channel names to use, such as T1,FLAIR (default: those of the labelled cases)")
-    parser.add_argument("--label-name", help="which file of a labelled case is its label, such as seg (default: recognised by name)")
+    parser.add_argument(
+        "--label-name",
+        help="which file of a labelled case is its label, such as seg (default: recognised by name); of DICOM contours the structures, such as gtv*",
+    )
     parser.add_argument("--spacing", type=_spacing, help="working voxel size in mm, such as 1,1,3 (default: from the scans)")
     parser.add_argument("--keep-names", action="store_true", help=_KEEP_NAMES)
     parser.add_argument("--allow-overlap", action="store_true", help="go on where test scans or their patients are among those trained on")
@@ -140,7 +143,10 @@ def _prepare(verbs) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the store; what is there and unchanged is kept")
     parser.add_argument("--channels", type=_names, help="channel names, such as T1,PET,CT (default: those found)")
     parser.add_argument("--dataset", help="the public dataset that it is a local copy of, such as brats2021; see `jaxseg datasets`")
-    parser.add_argument("--label-name", help="which file of a case is its label (default: recognised by name)")
+    parser.add_argument(
+        "--label-name",
+        help="which file of a case is its label (default: recognised by name); of DICOM contours the structures, such as gtv*",
+    )
     parser.add_argument("--spacing", type=_spacing, help="voxel size in mm, such as 1,1,3 (default: the median of the scans)")
     parser.add_argument("--like", type=Path, help="a store or model folder whose recipe is used")
     parser.add_argument(

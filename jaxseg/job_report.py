@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxseg import __version__, report
 from jaxseg.data.archive import read_index
-from jaxseg.data.cases import Case, find_cases
+from jaxseg.data.cases import Case
+from jaxseg.data.contoured import DRAWN, find_contoured
 from jaxseg.data.io import load_label, load_volume
 from jaxseg.data.pseudonyms import may_name_people, pseudonymous
 from jaxseg.data.untaught import sentence
@@ -110,7 +111,8 @@ def _overlays(summary: dict[str, Any], job: dict[str, Any], plan: dict[str, Any]
     ranked = sorted(scores, key=lambda case: (scores[case], case))
     chosen = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
     folder = Path(job["test"] or job["labelled"])
-    found = find_cases(folder, channels=job["channels"], label=job["label_name"])
+    labels = plan["recipe"]["labels"] if job["test"] else None
+    found = find_contoured(folder, out / DRAWN, channels=job["channels"], label=job["label_name"], labels=labels).cases
     if not job["keep_names"] and may_name_people(case.id for case in found):
         found = pseudonymous(found, read_index(out / "index").salt)
     cases = {case.id: case for case in found}

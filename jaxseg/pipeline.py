@@ -20,6 +20,7 @@ from jaxseg.config import as_json
 from jaxseg.data.archive import index_archive, read_index
 from jaxseg.data.archive.patients import patient_key
 from jaxseg.data.cases import Case, CaseSet, find_cases
+from jaxseg.data.contoured import DRAWN, find_contoured
 from jaxseg.data.duplicates import scans_of_cases, scans_of_store
 from jaxseg.data.preprocess import check_label, guess_recipe
 from jaxseg.data.pseudonyms import may_name_people, pseudonymous
@@ -178,13 +179,16 @@ def _plain(value: Any) -> Any:
 
 
 def _read_inputs(job: MainJob) -> Inputs:
-    labelled = find_cases(job.labelled, channels=job.channels, label=job.label_name)
+    contoured = find_contoured(job.labelled, job.out / DRAWN, channels=job.channels, label=job.label_name)
+    labelled, unusable = contoured.cases, contoured.left_out
     if not labelled.labelled:
         raise InputError(f"{job.labelled}: {len(labelled)} cases were found, none with a label; name the label's file with --label-name")
     unlabelled = _same_channels(find_cases(job.unlabelled, label=job.label_name, labels=False), labelled.channels, job.unlabelled)
     test = None
     if job.test is not None:
-        test = _same_channels(find_cases(job.test, label=job.label_name), labelled.channels, job.test)
+        contoured = find_contoured(job.test, job.out / DRAWN, label=job.label_name, labels=labelled.labels)
+        test = _same_channels(contoured.cases, labelled.channels, job.test)
+        unusable = {**unusable, **contoured.left_out}
     with bar("index") as progress:
         index = index_archive([job.unlabelled], job.out / "index", salt=None, resume=True, progress=progress)
     unlabelled, labelled, *tests = _named(job, [unlabelled, labelled, *([] if test is None else [test])])
@@ -192,6 +196,11 @@ def _read_inputs(job: MainJob) -> Inputs:
     broken = {Path(row["path"]).resolve(): row["reason"] for row in index.left_out}
     images = {path.resolve(): f"{case.id}/{name}{''.join(path.suffixes[-2:])}" for case in unlabelled for name, path in case.images.items()}
     left_out = [{"path": images[path], "reason": reason} for path, reason in broken.items() if path in images]
+    hidden = not job.keep_names and may_name_people(unusable)
+    left_out += [
+        {"path": f"{patient_key(case, read_index(job.out / 'index').salt) if hidden else case}/contours", "reason": reason}
+        for case, reason in unusable.items()
+    ]
     return Inputs(_without(unlabelled, set(broken)), labelled, test, left_out, ok=len(set(images) - set(broken)))
 
 

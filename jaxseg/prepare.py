@@ -8,7 +8,8 @@ from typing import Any
 from jaxseg.config import from_json
 from jaxseg.data.archive.patients import patient_key
 from jaxseg.data.bids import patient_of_bids
-from jaxseg.data.cases import CaseSet, find_cases
+from jaxseg.data.cases import CaseSet
+from jaxseg.data.contoured import DRAWN, find_contoured
 from jaxseg.data.datasets import open_dataset
 from jaxseg.data.index_cases import cases_of_index
 from jaxseg.data.preprocess import Recipe, guess_recipe, learn_scales
@@ -20,7 +21,6 @@ from jaxseg.zoo.folder import read_card
 
 NAMES = "names.key"  # in a store: the secret that case ids were turned to keys with
 ORIGIN = "origin.json"  # in a store of a public dataset: which one, its licence, and its official splits as a split file
-DRAWN = "drawn"  # in a store: label files drawn from a dataset's table of findings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +84,10 @@ def prepare_folder(
     median spacing and with it every other case; `wishes` and `like` change it.
 
     Args:
-        source: scans in a layout that `find_cases` knows, or the folder that `jaxseg index` wrote.
+        source: scans in a layout that `find_cases` knows (labels also as DICOM SEG or RTSTRUCT), or the folder that `jaxseg index` wrote.
         out: the store; what is there already and unchanged is kept.
         channels: their names and order; by default those found.
-        label_name: which file of a case is its label, where names do not tell.
+        label_name: which file of a case is its label, where names do not tell; of DICOM contours the structures that are (`find_contoured`).
         dataset: the public dataset that `source` is a copy of (`jaxseg.data.datasets`); its ids are public and kept as they are.
         wishes: what the recipe shall be, where the scans shall not decide.
         like: a store or model folder whose recipe is used, so that scans fit that model.
@@ -109,7 +109,10 @@ def prepare_folder(
         indexed = cases_of_index(source, channels=wanted, label=label_name)
         cases, left_out = indexed.cases, indexed.left_out
     else:
-        cases = find_cases(source, channels=wanted, label=label_name)
+        # Of a recipe that is given its labels' values count, whatever else is contoured here.
+        labels = recipe.labels if recipe is not None and recipe.labels else None
+        contoured = find_contoured(source, Path(out) / DRAWN, channels=wanted, label=label_name, labels=labels)
+        cases, left_out = contoured.cases, contoured.left_out
     recipe = wishes.applied(recipe or _kept_recipe(Path(out), guess_recipe(cases)), cases)
     patients = {case.id: case.patient or patient_of_bids(case.id) for case in cases} if copy is None else copy.patients
     if not keep_names and copy is None and may_name_people([*patients, *(name.partition("/")[0] for name in left_out)]):

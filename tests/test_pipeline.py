@@ -14,7 +14,7 @@ from finetune import plan as finetune_plan
 from jaxseg.cli import _trainers, main
 from jaxseg.config import as_json
 from jaxseg.data.cases import find_cases
-from jaxseg.data.io import load_volume, save_volume
+from jaxseg.data.io import load_label, load_volume, save_volume
 from jaxseg.data.preprocess import Recipe
 from jaxseg.data.store import open_store
 from jaxseg.data.volume import Volume, resample_to_spacing
@@ -25,6 +25,7 @@ from jaxseg.pipeline import MainJob, Trainers, _read_inputs, _same_channels, run
 from jaxseg.plan import Plan, make_plan
 from pretrain import plan as pretrain_plan
 from pretrain.implants import Lesions
+from tests.dicom_archive import box, drawn_in_seg, scan
 from tests.tiny_store import write_scans
 
 
@@ -329,6 +330,25 @@ def test_replaced_names_can_be_looked_up_by_their_owner_alone(tmp_path, capsys):
     assert "names.json" in shown and "--keep-names" in shown and "Anna" not in shown
     kept = _read_inputs(dataclasses.replace(job, out=tmp_path / "kept", keep_names=True))
     assert [case.id for case in kept.test] == ["Anna", "Bert"] and not (tmp_path / "kept" / "names.json").exists()
+
+
+def test_contours_may_be_dicom_objects(tmp_path):
+    """The values of the training cases' structures hold for test cases, whatever else is contoured there; contours that cannot be used are listed."""
+    for name in ("labelled/P001", "labelled/P002", "test/P003", "test/P004", "archive/P005"):
+        scan(tmp_path / name, name)
+    for name in ("labelled/P001", "labelled/P002"):
+        drawn_in_seg(tmp_path / name, name, {"Tumour": box(1, 1, slice(1, 4)), "Vessel": box(2, 2, 2)})
+    drawn_in_seg(tmp_path / "test/P003", "test/P003", {"Brain": box(0, 0, 0), "tumour": box(1, 1, 1)})
+    drawn_in_seg(tmp_path / "test/P004", "test/P004", {"tumour": box(1, 1, 1)})
+    drawn_in_seg(tmp_path / "test/P004/again", "test/P004", {"tumour": box(1, 1, 1)})
+    folders = {name: tmp_path / folder for name, folder in (("unlabelled", "archive"), ("labelled", "labelled"), ("test", "test"))}
+    inputs = _read_inputs(MainJob(**folders, out=tmp_path / "out"))
+    assert inputs.labelled.labels == {"Tumour": 1, "Vessel": 2} and len(inputs.labelled.labelled) == 2 and inputs.test is not None
+    (case,) = inputs.test
+    assert set(np.unique(load_label(case.label).array)) == {0, 1}
+    assert [(item["path"], item["reason"].split(":")[0]) for item in inputs.left_out] == [
+        ("P004/contours", "two of its DICOM objects hold contours called tumour; leave the one that counts in the folder")
+    ]
 
 
 def test_a_lone_channel_of_another_modality_is_refused(tmp_path):

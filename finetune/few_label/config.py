@@ -39,7 +39,7 @@ class FewLabelConfig:
         pretrained: model or run folders of pretrainings: FOLDER, or NAME=FOLDER where there are several (arms `pretrained_NAME`). FOLDER:network takes
             the whole network of one, FOLDER:encoder its encoder alone, whatever `finetune.take` says.
         out: where the cells, `results.json` and the report go.
-        label_name: which file of a case is its label, where names do not say.
+        label_name: which file of a case is its label, where names do not say; of DICOM contours which structures are (`jaxseg.data.contoured`).
         labels: N of the grid; "all" is the whole pool.
         draws, seeds: numbers of the draws and of the training seeds, apart from each other: seed s trains with `finetune.seed + s`.
         arms: what is compared, see `arms.ABOUT` and `arms.settings_of`.

@@ -29,8 +29,9 @@ from finetune.few_label.stacks import check_stack, train_stack
 from finetune.few_label.subsets import DRAWS, keep_split, labelled_cases
 from finetune.floor import position_floor
 from finetune.side_by_side import Run
-from jaxseg.data.cases import Case, find_cases
+from jaxseg.data.cases import Case
 from jaxseg.data.catalog import Store, open_store
+from jaxseg.data.contoured import DRAWN, find_contoured
 from jaxseg.data.datasets import open_dataset
 from jaxseg.data.index_cases import cases_of_index
 from jaxseg.data.preprocess import check_label
@@ -39,7 +40,7 @@ from jaxseg.data.split import select_cases
 from jaxseg.data.staging import inputs_hash
 from jaxseg.errors import ConfigError, InputError, JaxsegError, Preempted, StorageError
 from jaxseg.files import lock_folder, read_json, sha256_of, write_json
-from jaxseg.prepare import DRAWN, NAMES, ORIGIN
+from jaxseg.prepare import NAMES, ORIGIN
 
 Measure = Callable[..., dict[str, Any]]
 """What fills in a cell: `measure.measure`, that of `bench.anchor`, or a test's own."""
@@ -228,7 +229,8 @@ def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
     elif (Path(config.scans) / "scans.parquet").is_file():
         found = cases_of_index(config.scans, channels=store.recipe.channels, label=config.label_name).cases
     else:
-        found = find_cases(config.scans, channels=store.recipe.channels, label=config.label_name)
+        drawn, labels = Path(config.store) / DRAWN, store.recipe.labels or None
+        found = find_contoured(config.scans, drawn, channels=store.recipe.channels, label=config.label_name, labels=labels).cases
     key = Path(config.store) / NAMES
     found = pseudonymous(found, kept_salt(key)) if key.is_file() else found
     cases = {case.id: case for case in found if case.label is not None}

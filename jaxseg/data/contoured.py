@@ -1,0 +1,244 @@
+"""Cases of a folder whose contours may be DICOM objects (SEG, RTSTRUCT), which are drawn as label files. Called by `prepare`, the pipeline and studies."""
+
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from jaxseg.data.cases import CaseSet, find_cases
+from jaxseg.data.io import read_grid, save_volume
+from jaxseg.data.io.dicom.drawn_on import series_drawn_on
+from jaxseg.data.io.dicom_seg import load_segmentation, read_segmentation
+from jaxseg.data.io.rtstruct import draw, read_contours
+from jaxseg.data.io.scans import ScanRef, find_scans, joined
+from jaxseg.data.staging import without_paths
+from jaxseg.data.volume import Grid, Volume
+from jaxseg.errors import InputError
+
+DRAWN = "drawn"  # in a store or job: label files drawn from DICOM contours, or a dataset's table of findings
+_NAMED = 12  # structures that a message lists
+
+
+@dataclass(frozen=True)
+class Contoured:
+    """Cases, and those (by id) whose contours cannot be used, with the reason."""
+
+    cases: CaseSet
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Object:
+    """A SEG or RTSTRUCT: its structures by name (in lower case, as they are spelt), and where its series lies."""
+
+    ref: ScanRef
+    names: dict[str, str]
+    series: Path
+
+
+def find_contoured(
+    folder: str | Path,
+    out: Path,
+    *,
+    channels: Sequence[str] | None = None,
+    label: str | None = None,
+    labels: Mapping[str, int | list[int]] | None = None,
+) -> Contoured:
+    """`find_cases`, and for cases of DICOM series the label files that are drawn of their SEG and RTSTRUCT objects into `out`.
+
+    A structure's mask is drawn on the grid of the series that the object refers to (or of the study's only one). Structures of one name, capitals
+    aside, are one label; values count up in the order of names, over the folder. Drawn files are called by a hash of what they are drawn from, so
+    that the second time nothing is drawn.
+
+    Args:
+        channels: as of `find_cases`.
+        label: of volumes as of `find_cases`; of DICOM objects the structures that are the label, as patterns with "," between and "*" for anything,
+            capitals aside ("gtv*,tumour"). What matches is one label, everything else is background.
+        labels: name → value, where these are known (those of the training cases); structures of other names are background.
+
+    Raises:
+        InputError: as `find_cases`; no structure of the folder matches `label` or `labels`.
+    """
+    folder = Path(folder)
+    cases = find_cases(folder, channels=channels, label=label)
+    if cases.kind != "DICOM":
+        return Contoured(cases)
+    left_out: dict[str, str] = {}
+    objects = _objects(folder, cases, left_out)
+    if not objects and not left_out:
+        return Contoured(cases)
+    values = _values([name for each in objects.values() for one in each for name in one.names.items()], label, labels, folder)
+    kept = []
+    for case in cases:
+        if case.id in left_out:
+            continue
+        try:
+            path = _drawn(objects.get(case.id, []), values, out)
+        except InputError as error:
+            left_out[case.id] = without_paths(_unnamed(error, [each.ref for each in objects.get(case.id, [])]), case)
+            continue
+        kept.append(dataclasses.replace(case, label=path))
+    declared = {name: value for name, (value, _) in values.items()}
+    return Contoured(dataclasses.replace(cases, cases=tuple(kept), labels=dict(labels) if labels else declared or None), left_out)
+
+
+def _objects(folder: Path, cases: CaseSet, left_out: dict[str, str]) -> dict[str, list[_Object]]:
+    """The objects that belong to each case; what is wrong with one goes to `left_out`."""
+    parts: dict[str, list[ScanRef]] = {}
+    found: list[ScanRef] = []
+    for ref in find_scans(folder):
+        if ref.format == "DICOM" and not ref.reason:
+            parts.setdefault(ref.key, []).append(ref)
+        elif ref.format in ("DICOM SEG", "DICOM RTSTRUCT"):
+            found.append(ref)
+    series = {key: joined(refs) for key, refs in parts.items()}
+    owners = {path: case.id for case in cases for path in case.images.values()}
+    objects: dict[str, list[_Object]] = {}
+    for ref in found:
+        of_study = [each for each in series.values() if each.study == ref.study]
+        ours = [owners[each.path] for each in of_study if each.path in owners]
+        case = ours[0] if ours else ref.key
+        try:
+            scan = _scan_of(ref, series, of_study)
+            case = owners.get(scan.path, case)
+            if scan.path not in owners:
+                raise InputError(f"its {ref.format} object was drawn on a series that is no channel of a case")
+            objects.setdefault(case, []).append(_Object(ref, _names(ref), scan.path))
+        except InputError as error:
+            left_out[case] = _unnamed(error, [ref])
+    return objects
+
+
+def _unnamed(error: InputError, refs: Sequence[ScanRef]) -> str:
+    """What is wrong, with objects called by their format: a file's name may name people."""
+    message = str(error)
+    for ref in refs:
+        message = message.replace(str(ref.files[0]), ref.format).replace(ref.files[0].name, ref.format)
+    return message
+
+
+def _scan_of(ref: ScanRef, series: Mapping[str, ScanRef], of_study: Sequence[ScanRef]) -> ScanRef:
+    named = [series[key] for key in series_drawn_on(ref.files[0]) if key in series]
+    candidates = named or list(of_study)
+    if len(candidates) == 1:
+        return candidates[0]
+    raise InputError(
+        f"its {ref.format} object refers to {len(named)} series of this folder, and its study has {len(of_study)}; expected one that it was "
+        "drawn on: put that series beside it, or draw it with load_segmentation or load_contours"
+    )
+
+
+def _names(ref: ScanRef) -> dict[str, str]:
+    """The object's structures, name in lower case → as it is spelt."""
+    if ref.format == "DICOM SEG":
+        spelt = [segment.label or f"segment {segment.number}" for segment in read_segmentation(ref.files[0]).segments]
+    else:
+        spelt = [structure.name for structure in read_contours(ref.files[0]) if structure.contours]
+    return {_plain(name): " ".join(name.split()) for name in spelt}
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.split()).lower()
+
+
+def _values(
+    names: Sequence[tuple[str, str]], label: str | None, labels: Mapping[str, int | list[int]] | None, folder: Path
+) -> dict[str, tuple[int, frozenset[str]]]:
+    """Label → its value and the structures (in lower case) that it consists of."""
+    spelling: dict[str, str] = {}
+    for plain, spelt in names:
+        spelling.setdefault(plain, spelt)
+    if label is not None:
+        patterns = [_plain(pattern) for pattern in label.split(",") if pattern.strip()]
+        matching = frozenset(name for name in spelling if any(fnmatchcase(name, pattern) for pattern in patterns))
+        called = next(
+            (name for name, value in (labels or {}).items() if value == 1), label.replace("*", "").replace("?", "").strip() or "label"
+        )
+        chosen = {called: (1, matching)} if matching else {}
+    elif labels is not None:
+        chosen = {
+            name: (value, frozenset({_plain(name)}))
+            for name, value in labels.items()
+            if _plain(name) in spelling and isinstance(value, int)
+        }
+    else:
+        chosen = {spelling[name]: (place, frozenset({name})) for place, name in enumerate(sorted(spelling), 1)}
+    if spelling and not chosen:
+        wanted = label if label is not None else ", ".join(labels or {})
+        listed = ", ".join(sorted(spelling.values())[:_NAMED]) + (", …" if len(spelling) > _NAMED else "")
+        raise InputError(f"{folder}: none of its DICOM contours is called {wanted}; there are {listed}")
+    return chosen
+
+
+def _drawn(objects: Sequence[_Object], values: Mapping[str, tuple[int, frozenset[str]]], out: Path) -> Path | None:
+    """The label file of a case's objects; None where none of their structures is a label."""
+    wanted = {name: value for value, names in values.values() for name in names}
+    objects = [each for each in objects if wanted.keys() & each.names.keys()]
+    if not objects:
+        return None
+    said: dict[str, _Object] = {}
+    for each in objects:
+        for name in wanted.keys() & each.names.keys():
+            if name in said:
+                raise InputError(
+                    f"two of its DICOM objects hold contours called {each.names[name]}; leave the one that counts in the folder"
+                )
+            said[name] = each
+    if len({each.series for each in objects}) > 1:
+        raise InputError(f"its {len(objects)} DICOM objects were drawn on different series; leave those of one series in the folder")
+    grid = read_grid(objects[0].series)
+    facts = [
+        grid.shape,
+        grid.affine.tolist(),
+        sorted(wanted.items()),
+        *(hashlib.sha256(each.ref.files[0].read_bytes()).hexdigest() for each in objects),
+    ]
+    path = out / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}.nii.gz"
+    if not path.is_file():
+        save_volume(Volume(_label_map(said, wanted, grid)[..., None], grid.affine, ("label",), None), path)
+    return path
+
+
+def _label_map(said: Mapping[str, _Object], wanted: Mapping[str, int], grid: Grid) -> np.ndarray:
+    values = np.zeros(grid.shape, np.uint8 if max(wanted.values()) < 256 else np.uint16)
+    masks = {id(each): _masks(each, grid, wanted) for each in {id(each): each for each in said.values()}.values()}
+    for name, each in said.items():
+        mask = masks[id(each)][name]
+        if overlap := int(np.count_nonzero((values != 0) & (values != wanted[name]) & mask)):
+            raise InputError(
+                f"{overlap:,} voxels of the structure {each.names[name]} belong to other structures, too; say with label_name (--label-name) which "
+                'structures are the label, such as --label-name "gtv*"'
+            )
+        values[mask] = wanted[name]
+    return values
+
+
+def _masks(item: _Object, grid: Grid, wanted: Mapping[str, int]) -> dict[str, Bool[np.ndarray, "x y z"]]:
+    """The object's masks on the grid, by the structures' names in lower case; several of one name are one mask."""
+    masks: dict[str, np.ndarray] = {}
+    if item.ref.format == "DICOM SEG":
+        numbers = {
+            segment.number: _plain(segment.label or f"segment {segment.number}")
+            for segment in read_segmentation(item.ref.files[0]).segments
+        }
+        volume = load_segmentation(item.ref.files[0], like=grid)
+        parts = [(name, volume.array[..., place] > 0) for place, name in enumerate(numbers.values())]
+    else:
+        parts = []
+        for structure in read_contours(item.ref.files[0]):
+            if structure.contours and _plain(structure.name) in wanted:
+                drawn = draw(structure, grid)
+                parts.append((_plain(structure.name), drawn.mask))
+                lost = {why: count for why, count in drawn.left_out.items() if not why.startswith("of ")}
+                if lost:
+                    said = ", ".join(f"{count} {why}" for why, count in lost.items())
+                    warnings.warn(f"{item.ref.files[0]}: contours of {structure.name} are not drawn: {said}", RuntimeWarning, stacklevel=2)
+    for name, mask in parts:
+        masks[name] = masks[name] | mask if name in masks else mask
+    return masks

@@ -1,0 +1,100 @@
+"""DICOM archives whose contours are SEG and RTSTRUCT objects: which scan each belongs to, the label files drawn, and what is refused."""
+
+import numpy as np
+import pytest
+
+from jaxseg.data.contoured import find_contoured
+from jaxseg.data.io import load_label
+from jaxseg.errors import InputError
+from jaxseg.prepare import prepare_folder
+from tests.dicom_archive import box, drawn_in_seg, drawn_in_structures, scan, square
+from tests.dicom_files import MR
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Three patients: a SEG in a folder of its own, an RTSTRUCT beside its slices, and a scan that nobody contoured."""
+    root = tmp_path / "archive"
+    scan(root / "P001" / "ct", "one")
+    tumour, oedema = box(slice(1, 3), slice(2, 4), slice(1, 3)), box(4, 4, 4)
+    drawn_in_seg(root / "P001" / "seg", "one", {"Tumour": tumour, "Oedema": oedema})
+    scan(root / "P002", "two")
+    drawn_in_structures(root / "P002", "two", {"tumour ": [square(1), square(2)], "empty": []})
+    scan(root / "P003", "three")
+    return root
+
+
+def stored_label(case):
+    return load_label(case.label, reorient=False).array[..., 0]
+
+
+def test_contours_become_label_files_on_the_grid_of_their_series_with_values_by_name(archive, tmp_path):
+    found = find_contoured(archive, tmp_path / "drawn")
+    one, two, three = found.cases
+    assert not found.left_out and found.cases.labels == {"Oedema": 1, "Tumour": 2} and three.label is None
+    expected = 2 * box(slice(1, 3), slice(2, 4), slice(1, 3)).astype(int) + box(4, 4, 4)
+    np.testing.assert_array_equal(stored_label(one), expected)
+    # Columns 2 to 4 lie at 1.5, 2.25, 3.0 mm; rows 2 to 4 at 1, 1.5, 2 mm.
+    np.testing.assert_array_equal(stored_label(two), 2 * box(slice(2, 5), slice(2, 5), slice(1, 3)))
+    made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "drawn").iterdir()}
+    again = find_contoured(archive, tmp_path / "drawn")
+    assert again == found and {path.name: path.stat().st_mtime_ns for path in (tmp_path / "drawn").iterdir()} == made
+
+
+def test_a_store_is_prepared_of_them_with_the_names_of_the_structures(archive, tmp_path):
+    store = prepare_folder(archive, tmp_path / "store", processes=1)
+    assert store.recipe.labels == {"Oedema": 1, "Tumour": 2}
+    assert [store.entry(name).labelled for name in store.names] == [True, True, False]
+    millilitres = [store.entry(name).info["label_ml"]["2"] for name in store.names[:2]]
+    assert millilitres == pytest.approx([8 * 0.75 / 1000, 18 * 0.75 / 1000], abs=1e-4)
+    # Scans for that store's recipe keep its values, whatever else is contoured there.
+    other = tmp_path / "other"
+    scan(other / "P009", "nine")
+    drawn_in_seg(other / "P009", "nine", {"Brainstem": box(0, 0, 0), "TUMOUR": box(1, 1, slice(1, 4))})
+    like = prepare_folder(other, tmp_path / "second", like=tmp_path / "store", processes=1)
+    assert like.recipe.labels == store.recipe.labels
+    assert like.entry(like.names[0]).info["label_ml"] == {"1": 0.0, "2": pytest.approx(3 * 0.75 / 1000, abs=1e-4)}
+
+
+def test_structures_are_chosen_by_patterns(archive, tmp_path):
+    drawn_in_seg(archive / "P003", "three", {"TUMOUR bed": box(1, 1, 1), "body": box(slice(0, 6), slice(0, 5), slice(0, 5))})
+    with_all = find_contoured(archive, tmp_path / "drawn")
+    assert "belong to other structures" in with_all.left_out["P003"] and len(with_all.cases) == 2
+    chosen = find_contoured(archive, tmp_path / "drawn", label="tumour*, oedema")
+    assert not chosen.left_out and chosen.cases.labels == {"tumour, oedema": 1}
+    assert [int(stored_label(case).sum()) for case in chosen.cases] == [9, 18, 1]
+    assert [case.label is None for case in find_contoured(archive, tmp_path / "drawn", label="oedema").cases] == [False, True, True]
+    with pytest.raises(InputError, match=r"none of its DICOM contours is called liver; there are Oedema, TUMOUR bed, Tumour, body"):
+        find_contoured(archive, tmp_path / "drawn", label="liver")
+
+
+def test_contours_of_a_study_with_several_series_go_to_the_one_that_they_name(tmp_path):
+    root = tmp_path / "archive"
+    scan(root / "P001" / "t1", "one", sop_class=MR, Modality="MR", SeriesDescription="T1")
+    scan(root / "P001" / "flair", "one", series="flair", sop_class=MR, Modality="MR", SeriesDescription="FLAIR", PixelSpacing=[1.0, 1.0])
+    drawn_in_seg(root / "P001" / "seg", "one", {"tumour": box(1, 1, 1)})
+    (case,) = find_contoured(root, tmp_path / "drawn").cases
+    assert len(case.images) == 2 and stored_label(case).sum() == 1
+    drawn_in_seg(root / "P001" / "seg", "one", {"tumour": box(1, 1, 1)}, about="")
+    found = find_contoured(root, tmp_path / "drawn")
+    assert "refers to 0 series of this folder, and its study has 2" in found.left_out["P001"] and not found.cases.cases
+
+
+def test_what_cannot_be_decided_is_left_out_with_its_reason_and_stops_no_other(archive, tmp_path):
+    drawn_in_seg(archive / "P002" / "second", "two", {"tumour": box(1, 1, 1)})
+    scan(archive / "P004", "four")
+    drawn_in_structures(archive / "P004", "four", {"Tumour": [square(1) + [0, 0, 400.0]]})
+    found = find_contoured(archive, tmp_path / "drawn")
+    assert [case.id for case in found.cases] == ["P001_ct", "P003"]
+    assert "two of its DICOM objects hold contours called" in found.left_out["P002"]
+    assert "none of its 1 contours lies in a slice" in found.left_out["P004"]
+    assert not any(".dcm" in reason for reason in found.left_out.values())
+    store = prepare_folder(archive, tmp_path / "store", processes=1)
+    assert {item["name"] for item in store.left_out} == {"P002", "P004"}
+
+
+def test_contours_between_slices_are_said(archive, tmp_path):
+    drawn_in_structures(archive / "P003", "three", {"Tumour": [square(1), square(2) + [0, 0, 1.0]]})
+    with pytest.warns(RuntimeWarning, match="contours of Tumour are not drawn: 1 between slices"):
+        found = find_contoured(archive, tmp_path / "drawn")
+    np.testing.assert_array_equal(stored_label(found.cases.cases[2]), 2 * box(slice(2, 5), slice(2, 5), 1))
