@@ -3,7 +3,7 @@
 jaxseg finetune brain --store runs/brain/store --init runs/brain/mae --labels 5 --out runs/brain/finetune
 
 UNETR+ at full resolution. With five labels (DLMUSE, draw 0) 0.917 Dice from scratch and 0.919 with the encoder, a residual-encoder U-Net from
-scratch 0.920: here the start of the encoder is worth next to nothing. One and ten labels: not measured.
+scratch 0.920: here the start of the encoder is worth next to nothing. With one label 0.876 and 0.885. Ten labels: not measured.
 About 40 minutes on one core. docs/results.md, "Brain".
 """
 
