@@ -4,7 +4,7 @@ Cropped data sets leak the place of the tumour; a Dice below this floor says not
 normalised coordinates (each case's box stretched onto the unit cube), cut at the threshold that is best on those same cases.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,20 +25,27 @@ def position_floor(store: Store, training: Sequence[str], test: Sequence[str]) -
     `dice` is the mean over cases of the mean over labels or regions, as everywhere.
     """
     classes = Classes.of(store.recipe)
-    masks = {name: _masks(store, name, classes) for name in (*training, *test)}
-    means = np.mean([[_to_cube(mask) for mask in masks[name]] for name in training], axis=0)
-    cuts = [_best_cut(mean, [masks[name][k] for name in training]) for k, mean in enumerate(means)]
+    # One case at a time, read again where it is needed again: a study's cases do not fit in memory together.
+    means = np.zeros((len(_groups(classes)), SIDE, SIDE, SIDE))
+    for name in training:
+        means += np.stack([_to_cube(mask) for mask in _masks(store, name, classes)]) / len(training)
+    cuts = _best_cuts(means, (_masks(store, name, classes) for name in training))
     per_case = {}
     for name in test:
-        predicted = [_from_cube(mean, mask.shape) > cut for mean, cut, mask in zip(means, cuts, masks[name])]
-        per_case[name] = float(np.mean([dice(guess, mask) for guess, mask in zip(predicted, masks[name])]))
+        masks = _masks(store, name, classes)
+        scores = [dice(_from_cube(mean, mask.shape) > cut, mask) for mean, cut, mask in zip(means, cuts, masks)]
+        per_case[name] = float(np.mean(scores))
     return {"dice": float(np.mean(list(per_case.values()))), "per_case": per_case}
 
 
 def _masks(store: Store, name: str, classes: Classes) -> list[np.ndarray]:
     label = np.asarray(store.arrays(name).label)
-    groups = classes.regions or [(value,) for value in range(1, classes.outputs)]
-    return [np.isin(label, values) for values in groups]
+    return [np.isin(label, values) for values in _groups(classes)]
+
+
+def _groups(classes: Classes) -> Sequence[tuple[int, ...]]:
+    """The values that each label or region is made of."""
+    return classes.regions or [(value,) for value in range(1, classes.outputs)]
 
 
 def _to_cube(mask: np.ndarray) -> Float[np.ndarray, "s s s"]:
@@ -55,7 +62,10 @@ def _stretch(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return ndimage.map_coordinates(array, np.meshgrid(*axes, indexing="ij"), order=1, mode="nearest")
 
 
-def _best_cut(mean: np.ndarray, masks: list[np.ndarray]) -> float:
-    stretched = [_from_cube(mean, mask.shape) for mask in masks]
-    scores = [np.mean([dice(array > cut, mask) for array, mask in zip(stretched, masks)]) for cut in THRESHOLDS]
-    return float(THRESHOLDS[int(np.argmax(scores))])
+def _best_cuts(means: Float[np.ndarray, "k s s s"], cases: Iterable[list[np.ndarray]]) -> list[float]:
+    """For each label the threshold of its mean mask that scores best, on average over the cases (a mask a label each)."""
+    scores = []
+    for masks in cases:
+        stretched = [_from_cube(mean, mask.shape) for mean, mask in zip(means, masks)]
+        scores.append([[dice(array > cut, mask) for cut in THRESHOLDS] for array, mask in zip(stretched, masks)])
+    return [float(THRESHOLDS[best]) for best in np.argmax(np.mean(scores, axis=0), axis=-1)]
