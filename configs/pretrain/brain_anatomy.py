@@ -8,8 +8,9 @@ The UNETR+ of the `brain` fine-tuning is trained whole, on the encoder of `brain
 of `brain_mae`.
 
 With this network, but 1000 steps of 4 crops by Muon (--batch 4 --optim.muon --optim.lr 5e-3), it loses: 0.889 Dice against 0.901 from scratch with
-one label, on development scans. As it is: not measured. With a small UNETR (`--anatomy.decoder unetr --anatomy.feature 16 --anatomy.stride 2`), fine-tuned whole on
-five labels by AdamW: +0.059 over scratch after 300 steps (two draws), less than a `brain_mae` of 3000 steps by AdamW. docs/results.md, "Brain".
+one label, on development scans. As it is: not measured. With a small UNETR (`--anatomy.decoder unetr --anatomy.feature 16 --anatomy.stride 2`),
+fine-tuned whole on five labels by AdamW: +0.059 over scratch after 300 steps (two draws), less than a `brain_mae` of 3000 steps by AdamW.
+docs/results.md, "Brain".
 """
 
 import dataclasses
