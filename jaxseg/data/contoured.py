@@ -191,7 +191,11 @@ def _drawn(objects: Sequence[_Object], values: Mapping[str, tuple[int, frozenset
                 )
             said[name] = each
     if len({each.series for each in objects}) > 1:
-        raise InputError(f"its {len(objects)} DICOM objects were drawn on different series; leave those of one series in the folder")
+        names = ", ".join(sorted(each.names[name] for name, each in said.items()))
+        raise InputError(
+            f"its contours ({names}) were drawn on different series; say with label_name (--label-name) which are the label, or leave those of one "
+            "series in the folder"
+        )
     grid = read_grid(objects[0].series)
     facts = [
         grid.shape,

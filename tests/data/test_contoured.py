@@ -1,10 +1,13 @@
 """DICOM archives whose contours are SEG and RTSTRUCT objects: which scan each belongs to, the label files drawn, and what is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from jaxseg.data.contoured import find_contoured
 from jaxseg.data.io import load_label
+from jaxseg.data.volume import to_grid
 from jaxseg.errors import InputError
 from jaxseg.prepare import prepare_folder
 from tests.dicom_archive import box, drawn_in_seg, drawn_in_structures, scan, square
@@ -98,3 +101,28 @@ def test_contours_between_slices_are_said(archive, tmp_path):
     with pytest.warns(RuntimeWarning, match="contours of Tumour are not drawn: 1 between slices"):
         found = find_contoured(archive, tmp_path / "drawn")
     np.testing.assert_array_equal(stored_label(found.cases.cases[2]), 2 * box(slice(2, 5), slice(2, 5), 1))
+
+
+@pytest.mark.realdata
+def test_the_structure_set_of_a_real_patient_is_drawn_on_the_series_that_it_names(real_scans, tmp_path):
+    """Three modalities with a structure set each: one is chosen by its name, and all together are refused."""
+    folder = real_scans / "dicom" / "sarcoma_STS_002"
+    (case,) = find_contoured(folder, tmp_path / "drawn", label="gtv_mass_mr*").cases
+    published = load_label(real_scans / "sarcoma" / "STS_002" / "T1_tumour.nii.gz")
+    ours = to_grid(load_label(case.label), published.grid, labels=True).array > 0
+    both = np.count_nonzero(ours & (published.array > 0))
+    assert 2 * both / (np.count_nonzero(ours) + np.count_nonzero(published.array)) >= 0.99
+    all_three = find_contoured(folder, tmp_path / "drawn")
+    assert not all_three.cases.cases and "drawn on different series" in all_three.left_out["sarcoma_STS_002"]
+
+
+@pytest.mark.realdata
+def test_a_real_segmentation_is_paired_with_its_series(real_scans, tmp_path):
+    example = real_scans / "dicom" / "dcmqi" / "segmentations" / "24x38x3"
+    for part in ("image", "seg"):
+        shutil.copytree(example / part, tmp_path / "P001" / part)
+    found = find_contoured(tmp_path / "P001", tmp_path / "drawn")
+    (case,) = found.cases
+    assert found.cases.labels == {"Liver": 1}
+    reference = load_label(example / "nrrd" / "label.nrrd")
+    np.testing.assert_array_equal(to_grid(load_label(case.label), reference.grid, labels=True).array > 0, reference.array > 0)
