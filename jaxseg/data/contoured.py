@@ -63,7 +63,7 @@ def find_contoured(
         labels: name → value, where these are known (those of the training cases); structures of other names are background.
 
     Raises:
-        InputError: as `find_cases`; no structure of the folder matches `label` or `labels`.
+        InputError: as `find_cases`; no structure of the folder matches `label` or `labels`, or no case is left.
     """
     folder = Path(folder)
     cases = find_cases(folder, channels=channels, label=label)
@@ -84,6 +84,9 @@ def find_contoured(
             left_out[case.id] = without_paths(_unnamed(error, [each.ref for each in objects.get(case.id, [])]), case)
             continue
         kept.append(dataclasses.replace(case, label=path))
+    if left_out and not kept:
+        first, reason = next(iter(left_out.items()))
+        raise InputError(f"{folder}: the contours of none of its {len(left_out)} cases can be used; {first}: {reason}")
     declared = {name: value for name, (value, _) in values.items()}
     return Contoured(dataclasses.replace(cases, cases=tuple(kept), labels=dict(labels) if labels else declared or None), left_out)
 

@@ -79,8 +79,8 @@ def test_contours_of_a_study_with_several_series_go_to_the_one_that_they_name(tm
     (case,) = find_contoured(root, tmp_path / "drawn").cases
     assert len(case.images) == 2 and stored_label(case).sum() == 1
     drawn_in_seg(root / "P001" / "seg", "one", {"tumour": box(1, 1, 1)}, about="")
-    found = find_contoured(root, tmp_path / "drawn")
-    assert "refers to 0 series of this folder, and its study has 2" in found.left_out["P001"] and not found.cases.cases
+    with pytest.raises(InputError, match="refers to 0 series of this folder, and its study has 2"):
+        find_contoured(root, tmp_path / "drawn")
 
 
 def test_what_cannot_be_decided_is_left_out_with_its_reason_and_stops_no_other(archive, tmp_path):
@@ -112,8 +112,10 @@ def test_the_structure_set_of_a_real_patient_is_drawn_on_the_series_that_it_name
     ours = to_grid(load_label(case.label), published.grid, labels=True).array > 0
     both = np.count_nonzero(ours & (published.array > 0))
     assert 2 * both / (np.count_nonzero(ours) + np.count_nonzero(published.array)) >= 0.99
-    all_three = find_contoured(folder, tmp_path / "drawn")
-    assert not all_three.cases.cases and "drawn on different series" in all_three.left_out["sarcoma_STS_002"]
+    with pytest.raises(
+        InputError, match="none of its 1 cases can be used; sarcoma_STS_002: its contours .* were drawn on different series"
+    ):
+        find_contoured(folder, tmp_path / "drawn")
 
 
 @pytest.mark.realdata
