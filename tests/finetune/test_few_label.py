@@ -17,19 +17,21 @@ from finetune.few_label.arms import SEMI, arms_of, describe, pairs_of, settings_
 from finetune.few_label.cells import choose_cells, grid_of
 from finetune.few_label.program import run_program
 from finetune.few_label.spacing.study import resampled
-from finetune.few_label.study import run_study
+from finetune.few_label.study import _test_cases, run_study
 from finetune.few_label.subsets import make_split
 from jaxseg.data import duplicates
 from jaxseg.data.archive import index_archive
 from jaxseg.data.augment import Augment
 from jaxseg.data.catalog import open_store
-from jaxseg.errors import ConfigError, Preempted, TrainingError
-from jaxseg.files import read_json
+from jaxseg.data.io import load_label
+from jaxseg.errors import ConfigError, InputError, Preempted, TrainingError
+from jaxseg.files import read_json, write_json
 from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
 from jaxseg.prepare import Wishes, prepare_folder
 from jaxseg.train import LoopConfig, OptimConfig, QuietProgress, read_arrays
 from pretrain.config import PretrainConfig
 from pretrain.train import pretrain
+from tests.dicom_archive import box, drawn_in_seg, scan
 from tests.mini_datasets import decathlon
 from tests.tiny_store import write_scans
 
@@ -254,6 +256,19 @@ def test_cells_of_before_there_were_these_settings_are_gone_on_with(data, tmp_pa
     other = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, label_every=2))
     with pytest.raises(ConfigError, match=r"other settings \(label_every\)"):
         run_study(other, measure=Pretended())
+
+
+def test_test_cases_of_dicom_series_have_the_labels_that_their_store_was_made_with(tmp_path):
+    for name in ("P001", "P002"):
+        scan(tmp_path / "scans" / name, name)
+        drawn_in_seg(tmp_path / "scans" / name, name, {"GTV 1": box(1, 1, slice(1, 4)), "Vessel": box(1, 1, 1)})
+    store = prepare_folder(tmp_path / "scans", tmp_path / "store", label_name="gtv*", processes=1)
+    write_json(tmp_path / "split.json", {"pretrain": ["P001"], "test": ["P002"], "draws": [["P001"]]})
+    config = FewLabelConfig(scans=str(tmp_path / "scans"), store=str(tmp_path / "store"), label_name="gtv*")
+    (case,) = _test_cases(config, store, str(tmp_path / "split.json"))
+    assert store.recipe.labels == {"gtv": 1} and load_label(case.label).array.sum() == 3
+    with pytest.raises(InputError, match="none of its DICOM contours is called gtv; there are GTV 1, Vessel"):
+        _test_cases(dataclasses.replace(config, label_name=None), store, str(tmp_path / "split.json"))
 
 
 def test_cells_are_chosen_by_axis():
