@@ -196,11 +196,11 @@ def _read_inputs(job: MainJob) -> Inputs:
     broken = {Path(row["path"]).resolve(): row["reason"] for row in index.left_out}
     images = {path.resolve(): f"{case.id}/{name}{''.join(path.suffixes[-2:])}" for case in unlabelled for name, path in case.images.items()}
     left_out = [{"path": images[path], "reason": reason} for path, reason in broken.items() if path in images]
-    hidden = not job.keep_names and may_name_people(unusable)
-    left_out += [
-        {"path": f"{patient_key(case, read_index(job.out / 'index').salt) if hidden else case}/contours", "reason": reason}
-        for case, reason in unusable.items()
-    ]
+    salt = None if job.keep_names else read_index(job.out / "index").salt
+    hidden = may_name_people(name.partition("/")[0] for name in unusable)
+    for name, reason in unusable.items():
+        case, _, what = name.partition("/")
+        left_out.append({"path": f"{patient_key(case, salt) if salt is not None and hidden else case}/{what}", "reason": reason})
     return Inputs(_without(unlabelled, set(broken)), labelled, test, left_out, ok=len(set(images) - set(broken)))
 
 

@@ -344,7 +344,8 @@ def test_contours_may_be_dicom_objects(tmp_path):
     folders = {name: tmp_path / folder for name, folder in (("unlabelled", "archive"), ("labelled", "labelled"), ("test", "test"))}
     inputs = _read_inputs(MainJob(**folders, out=tmp_path / "out"))
     assert inputs.labelled.labels == {"Tumour": 1, "Vessel": 2} and len(inputs.labelled.labelled) == 2 and inputs.test is not None
-    (case,) = inputs.test
+    case, unclear = inputs.test
+    assert unclear.label is None
     assert set(np.unique(load_label(case.label).array)) == {0, 1}
     assert [(item["path"], item["reason"].split(":")[0]) for item in inputs.left_out] == [
         ("P004/contours", "two of its DICOM objects hold contours called tumour; leave the one that counts in the folder")

@@ -224,13 +224,15 @@ def dataset_of(store: str) -> str | None:
 def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
     """The test cases in the folder of scans, each with its label; ConfigError if one is missing, its label cannot be scored, or the store has none."""
     wanted = select_cases(store.names, f"{split}:test")
+    reasons: list[str] = []
     if dataset := dataset_of(config.store):
         found = open_dataset(dataset, config.scans, channels=store.recipe.channels, drawn=Path(config.store) / DRAWN).cases
     elif (Path(config.scans) / "scans.parquet").is_file():
         found = cases_of_index(config.scans, channels=store.recipe.channels, label=config.label_name).cases
     else:
         drawn, labels = Path(config.store) / DRAWN, store.recipe.labels or None
-        found = find_contoured(config.scans, drawn, channels=store.recipe.channels, label=config.label_name, labels=labels).cases
+        contoured = find_contoured(config.scans, drawn, channels=store.recipe.channels, label=config.label_name, labels=labels)
+        found, reasons = contoured.cases, list(contoured.left_out.values())
     key = Path(config.store) / NAMES
     found = pseudonymous(found, kept_salt(key)) if key.is_file() else found
     cases = {case.id: case for case in found if case.label is not None}
@@ -238,6 +240,7 @@ def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
     if absent:
         raise ConfigError(
             f"{config.scans}: {len(absent)} of {len(wanted)} test cases have no scan with a label here: {', '.join(absent[:6])}"
+            + "".join(f"; {reason}" for reason in reasons[:2])
         )
     late = [name for name in wanted if not store.entry(name).labelled]
     if late:

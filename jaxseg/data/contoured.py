@@ -22,12 +22,13 @@ from jaxseg.data.volume import Grid, Volume
 from jaxseg.errors import InputError
 
 DRAWN = "drawn"  # in a store or job: label files drawn from DICOM contours, or a dataset's table of findings
-_NAMED = 12  # structures that a message lists
+CONTOURS = "contours"  # what of a case is left out, behind its id
+_NAMED, _MOST = 12, 254  # structures that a message lists
 
 
 @dataclass(frozen=True)
 class Contoured:
-    """Cases, and those (by id) whose contours cannot be used, with the reason."""
+    """Cases, and those (as "ID/contours") whose contours cannot be used, with the reason; they stay as scans without a label."""
 
     cases: CaseSet
     left_out: dict[str, str] = field(default_factory=dict)
@@ -63,7 +64,7 @@ def find_contoured(
         labels: name → value, where these are known (those of the training cases); structures of other names are background.
 
     Raises:
-        InputError: as `find_cases`; no structure of the folder matches `label` or `labels`, or no case is left.
+        InputError: as `find_cases`; no structure of the folder matches `label`.
     """
     folder = Path(folder)
     cases = find_cases(folder, channels=channels, label=label)
@@ -71,24 +72,23 @@ def find_contoured(
         return Contoured(cases)
     left_out: dict[str, str] = {}
     objects = _objects(folder, cases, left_out)
-    if not objects and not left_out:
-        return Contoured(cases)
-    values = _values([name for each in objects.values() for one in each for name in one.names.items()], label, labels, folder)
-    kept = []
+    try:
+        values = _values([name for each in objects.values() for one in each for name in one.names.items()], label, labels)
+    except InputError as error:
+        if label is not None:
+            raise InputError(f"{folder}: {error}") from None
+        return Contoured(cases, {f"{case}/{CONTOURS}": str(error) for case in [*objects, *left_out]})
+    contoured = []
     for case in cases:
-        if case.id in left_out:
-            continue
-        try:
-            path = _drawn(objects.get(case.id, []), values, out)
-        except InputError as error:
-            left_out[case.id] = without_paths(_unnamed(error, [each.ref for each in objects.get(case.id, [])]), case)
-            continue
-        kept.append(dataclasses.replace(case, label=path))
-    if left_out and not kept:
-        first, reason = next(iter(left_out.items()))
-        raise InputError(f"{folder}: the contours of none of its {len(left_out)} cases can be used; {first}: {reason}")
+        if case.id not in left_out:
+            try:
+                case = dataclasses.replace(case, label=_drawn(objects.get(case.id, []), values, out))
+            except InputError as error:
+                left_out[case.id] = without_paths(_unnamed(error, [each.ref for each in objects.get(case.id, [])]), case)
+        contoured.append(case)
     declared = {name: value for name, (value, _) in values.items()}
-    return Contoured(dataclasses.replace(cases, cases=tuple(kept), labels=dict(labels) if labels else declared or None), left_out)
+    found = dataclasses.replace(cases, cases=tuple(contoured), labels=dict(labels) if labels else declared or None)
+    return Contoured(found, {f"{case}/{CONTOURS}": reason for case, reason in left_out.items()})
 
 
 def _objects(folder: Path, cases: CaseSet, left_out: dict[str, str]) -> dict[str, list[_Object]]:
@@ -151,9 +151,9 @@ def _plain(name: str) -> str:
 
 
 def _values(
-    names: Sequence[tuple[str, str]], label: str | None, labels: Mapping[str, int | list[int]] | None, folder: Path
+    names: Sequence[tuple[str, str]], label: str | None, labels: Mapping[str, int | list[int]] | None
 ) -> dict[str, tuple[int, frozenset[str]]]:
-    """Label → its value and the structures (in lower case) that it consists of."""
+    """Label → its value and the structures (in lower case) that it consists of. InputError where there are structures, and none or too many are labels."""
     spelling: dict[str, str] = {}
     for plain, spelt in names:
         spelling.setdefault(plain, spelt)
@@ -175,7 +175,11 @@ def _values(
     if spelling and not chosen:
         wanted = label if label is not None else ", ".join(labels or {})
         listed = ", ".join(sorted(spelling.values())[:_NAMED]) + (", …" if len(spelling) > _NAMED else "")
-        raise InputError(f"{folder}: none of its DICOM contours is called {wanted}; there are {listed}")
+        raise InputError(f"none of its DICOM contours is called {wanted}; there are {listed}")
+    if len(chosen) > _MOST:
+        raise InputError(
+            f"its DICOM contours have {len(chosen)} names, more than labels can have; say with label_name (--label-name) which structures are the label"
+        )
     return chosen
 
 

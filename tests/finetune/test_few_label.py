@@ -24,7 +24,7 @@ from jaxseg.data.archive import index_archive
 from jaxseg.data.augment import Augment
 from jaxseg.data.catalog import open_store
 from jaxseg.data.io import load_label
-from jaxseg.errors import ConfigError, InputError, Preempted, TrainingError
+from jaxseg.errors import ConfigError, Preempted, TrainingError
 from jaxseg.files import read_json, write_json
 from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
 from jaxseg.prepare import Wishes, prepare_folder
@@ -267,7 +267,9 @@ def test_test_cases_of_dicom_series_have_the_labels_that_their_store_was_made_wi
     config = FewLabelConfig(scans=str(tmp_path / "scans"), store=str(tmp_path / "store"), label_name="gtv*")
     (case,) = _test_cases(config, store, str(tmp_path / "split.json"))
     assert store.recipe.labels == {"gtv": 1} and load_label(case.label).array.sum() == 3
-    with pytest.raises(InputError, match="none of its DICOM contours is called gtv; there are GTV 1, Vessel"):
+    with pytest.raises(
+        ConfigError, match=r"no scan with a label here: P002; none of its DICOM contours is called gtv; there are GTV 1, Vessel"
+    ):
         _test_cases(dataclasses.replace(config, label_name=None), store, str(tmp_path / "split.json"))
 
 
