@@ -180,27 +180,29 @@ def _plain(value: Any) -> Any:
 
 def _read_inputs(job: MainJob) -> Inputs:
     contoured = find_contoured(job.labelled, job.out / DRAWN, channels=job.channels, label=job.label_name)
-    labelled, unusable = contoured.cases, contoured.left_out
+    labelled, unusable = contoured.cases, list(contoured.left_out.items())
     if not labelled.labelled:
-        raise InputError(f"{job.labelled}: {len(labelled)} cases were found, none with a label; name the label's file with --label-name")
+        why = "".join(f"; {name}: {reason}" for name, reason in unusable[:2])
+        raise InputError(
+            f"{job.labelled}: {len(labelled)} cases were found, none with a label; name the label's file with --label-name{why}"
+        )
     unlabelled = _same_channels(find_cases(job.unlabelled, label=job.label_name, labels=False), labelled.channels, job.unlabelled)
     test = None
     if job.test is not None:
         contoured = find_contoured(job.test, job.out / DRAWN, label=job.label_name, labels=labelled.labels)
         test = _same_channels(contoured.cases, labelled.channels, job.test)
-        unusable = {**unusable, **contoured.left_out}
+        unusable += contoured.left_out.items()
     with bar("index") as progress:
         index = index_archive([job.unlabelled], job.out / "index", salt=None, resume=True, progress=progress)
+    hidden = not job.keep_names and may_name_people([case.id for cases in (labelled, test or ()) for case in cases])
     unlabelled, labelled, *tests = _named(job, [unlabelled, labelled, *([] if test is None else [test])])
     test = tests[0] if tests else None
     broken = {Path(row["path"]).resolve(): row["reason"] for row in index.left_out}
     images = {path.resolve(): f"{case.id}/{name}{''.join(path.suffixes[-2:])}" for case in unlabelled for name, path in case.images.items()}
     left_out = [{"path": images[path], "reason": reason} for path, reason in broken.items() if path in images]
-    salt = None if job.keep_names else read_index(job.out / "index").salt
-    hidden = may_name_people(name.partition("/")[0] for name in unusable)
-    for name, reason in unusable.items():
+    for name, reason in unusable:
         case, _, what = name.partition("/")
-        left_out.append({"path": f"{patient_key(case, salt) if salt is not None and hidden else case}/{what}", "reason": reason})
+        left_out.append({"path": f"{patient_key(case, read_index(job.out / 'index').salt) if hidden else case}/{what}", "reason": reason})
     return Inputs(_without(unlabelled, set(broken)), labelled, test, left_out, ok=len(set(images) - set(broken)))
 
 

@@ -350,6 +350,14 @@ def test_contours_may_be_dicom_objects(tmp_path):
     assert [(item["path"], item["reason"].split(":")[0]) for item in inputs.left_out] == [
         ("P004/contours", "two of its DICOM objects hold contours called tumour; leave the one that counts in the folder")
     ]
+    (tmp_path / "test/P003").rename(tmp_path / "test/Anna")
+    (tmp_path / "test/P004").rename(tmp_path / "test/Berta")
+    (lost,) = _read_inputs(MainJob(**folders, out=tmp_path / "again")).left_out
+    assert "Berta" not in lost["path"] and lost["path"].endswith("/contours")
+    for name in ("labelled/P001", "labelled/P002"):
+        drawn_in_seg(tmp_path / name / "again", name, {"Tumour": box(1, 1, 1)})
+    with pytest.raises(InputError, match=r"none with a label; .*P001/contours: two of its DICOM objects hold contours called Tumour"):
+        _read_inputs(MainJob(**folders, out=tmp_path / "third"))
 
 
 def test_a_lone_channel_of_another_modality_is_refused(tmp_path):

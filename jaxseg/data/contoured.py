@@ -23,7 +23,8 @@ from jaxseg.errors import InputError
 
 DRAWN = "drawn"  # in a store or job: label files drawn from DICOM contours, or a dataset's table of findings
 CONTOURS = "contours"  # what of a case is left out, behind its id
-_NAMED, _MOST = 12, 254  # structures that a message lists
+_NAMED = 12  # structures that a message lists
+_MOST = 254  # values that a label can have besides 0 and 255
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def find_contoured(
 
     A structure's mask is drawn on the grid of the series that the object refers to (or of the study's only one). Structures of one name, capitals
     aside, are one label; values count up in the order of names, over the folder. Drawn files are called by a hash of what they are drawn from, so
-    that the second time nothing is drawn.
+    that the second time nothing is drawn. In a case that has contours, a label that nobody drew there is background: choose with `label` what was
+    drawn in all of them.
 
     Args:
         channels: as of `find_cases`.
