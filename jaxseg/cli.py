@@ -70,9 +70,17 @@ def _call_run(known, _rest) -> int:
         keep_names=known.keep_names,
         objective=known.objective,
         signal=dict(known.signal) if known.signal else None,
+        policy=_rules(known).policy,
+        assume_orientation=known.assume_orientation,
     )
     summary = run_main_job(job, _trainers())
     return PARTIAL if summary["index"]["left_out"] else 0
+
+
+def _rules(known):
+    from jaxseg.data.io.decoded import Rules
+
+    return Rules(None if known.qform_sform == "refuse" else known.qform_sform, known.assume_orientation)
 
 
 def _trainers():
@@ -96,7 +104,7 @@ def _call_index(known, _rest) -> int:
             known.roots,
             known.out,
             channels=known.channels,
-            policy=None if known.qform_sform == "refuse" else known.qform_sform,
+            policy=_rules(known).policy,
             assume_orientation=known.assume_orientation,
             burned_in=known.allow_burned_in,
             salt=None,
@@ -165,6 +173,7 @@ def _call_prepare(known, _rest) -> int:
             label_name=known.label_name,
             dataset=known.dataset,
             wishes=wishes,
+            rules=_rules(known),
             like=known.like,
             keep_names=known.keep_names,
             processes=known.processes,
@@ -242,6 +251,7 @@ def _call_segment(known, _rest) -> int:
             batch=known.batch,
             allow_missing=known.allow_missing,
             skip_air=not known.every_window,
+            rules=_rules(known),
             progress=progress,
         )
     for case, reason in left_out:
@@ -261,6 +271,8 @@ def _call_evaluate(known, _rest) -> int:
         tolerance_mm=known.tolerance,
         resample=known.resample,
         allow_missing=known.allow_missing,
+        label_name=known.label_name,
+        rules=_rules(known),
         **scored,
     )
     print(f"Dice {summary['dice']:.3f} (95 % interval {summary['low']:.3f} to {summary['high']:.3f}) over {len(summary['per_case'])} cases")

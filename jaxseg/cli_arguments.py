@@ -41,6 +41,16 @@ class _Help(argparse.Action):
         namespace.fields = True
 
 
+def _orientation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--qform-sform",
+        choices=("refuse", "sform", "qform"),
+        default="refuse",
+        help="which form of a NIfTI file counts where it states two (default: refuse it where they conflict)",
+    )
+    parser.add_argument("--assume-orientation", help="axes such as RAS or LPS of files that state none (default: refuse them)")
+
+
 def _with_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a shipped config's name, or a .py file")
     parser.add_argument(
@@ -74,6 +84,7 @@ def _run(verbs) -> None:
         help="which file of a labelled case is its label, such as seg (default: recognised by name); of DICOM contours the structures, such as gtv*",
     )
     parser.add_argument("--spacing", type=_spacing, help="working voxel size in mm, such as 1,1,3 (default: from the scans)")
+    _orientation(parser)
     parser.add_argument("--keep-names", action="store_true", help=_KEEP_NAMES)
     parser.add_argument("--allow-overlap", action="store_true", help="go on where test scans or their patients are among those trained on")
     parser.add_argument(
@@ -108,11 +119,11 @@ def _index(verbs) -> None:
         "--qform-sform",
         choices=("refuse", "sform", "qform"),
         default="refuse",
-        help="where a NIfTI file's two forms conflict (here alone: prepare refuses them)",
+        help="which form of a NIfTI file counts where it states two; prepare goes by it (default: refuse it where they conflict)",
     )
     parser.add_argument(
         "--assume-orientation",
-        help="axes such as RAS or LPS of files that state none (default: they are left out; here alone: prepare refuses them)",
+        help="axes such as RAS or LPS of files that state none; prepare goes by it (default: they are left out)",
     )
     parser.add_argument(
         "--allow-burned-in", action="store_true", help="admit DICOM series with text burned into their pixels, which may name the patient"
@@ -165,6 +176,7 @@ def _prepare(verbs) -> None:
     parser.add_argument(
         "--defaced", action="store_true", default=None, help="find faces replaced by a constant and leave them out of pretraining's loss"
     )
+    _orientation(parser)
     parser.add_argument("--processes", type=int, help="how many cases are prepared at once (default: 2)")
     parser.add_argument("--memory-gib", type=float, help="what they may take together (default: four fifths of what is free)")
     parser.add_argument(
@@ -212,6 +224,7 @@ def _segment(verbs) -> None:
     )
     parser.add_argument("--allow-missing", action="store_true", help="segment scans that lack one of the model's channels")
     parser.add_argument("--every-window", action="store_true", help="run windows that hold nothing but air, too, instead of skipping them")
+    _orientation(parser)
 
 
 def _evaluate(verbs) -> None:
@@ -228,9 +241,13 @@ def _evaluate(verbs) -> None:
         "any truth holds)",
     )
     scored.add_argument("--like", type=Path, metavar="MODEL", help="score the labels or regions of this model folder (or store)")
+    parser.add_argument(
+        "--label-name", help="of truths that are DICOM contours the structures that are the label (of value 1), such as gtv*"
+    )
     parser.add_argument("--tolerance", type=_length, default=2.0, help="of the surface Dice, in mm (default: %(default)s)")
     parser.add_argument("--allow-missing", action="store_true", help="a truth without a prediction counts as Dice 0 instead of an error")
     parser.add_argument("--resample", action="store_true", help="bring predictions on another grid onto the truth's, by world coordinates")
+    _orientation(parser)
 
 
 def _report(verbs) -> None:

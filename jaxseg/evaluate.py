@@ -7,6 +7,7 @@ distances are the diagonal of the image.
 import csv
 import io
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,15 +16,17 @@ from typing import Any
 import numpy as np
 
 from jaxseg import __version__
-from jaxseg.data.cases import Case
+from jaxseg.data.cases import Case, find_cases
+from jaxseg.data.contoured import DRAWN, draw_contours
 from jaxseg.data.io import load_label
+from jaxseg.data.io.decoded import PLAIN, Rules
 from jaxseg.data.recipe import Recipe
 from jaxseg.data.staging import without_paths
 from jaxseg.data.volume import MIN_COMMON_VIEW, Volume, common_view, to_grid
 from jaxseg.errors import ConfigError, GeometryError, InputError
 from jaxseg.files import write_json, write_text
 from jaxseg.metrics import bootstrap_interval, confusion, dice, iou, surface_distances, volumetric_similarity
-from jaxseg.pairing import listed, pair_folders
+from jaxseg.pairing import label_files, listed, pair_folders
 
 Pairs = Mapping[str, tuple[Path | None, Path]]
 """case id → (prediction or None where there is none, truth)"""
@@ -64,6 +67,8 @@ def evaluate_folders(
     tolerance_mm: float = 2.0,
     resample: bool = False,
     allow_missing: bool = False,
+    label_name: str | None = None,
+    rules: Rules = PLAIN,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -71,15 +76,21 @@ def evaluate_folders(
 
     Args:
         pred: folder with one label file a case, named by the case.
-        truth: folder of label files (`ID.nii.gz`, `ID_seg.nii.gz`, `labelsTr/ID.nii.gz`, `ID/seg.nii.gz`), images beside them or not.
+        truth: folder of label files (`ID.nii.gz`, `ID_seg.nii.gz`, `labelsTr/ID.nii.gz`, `ID/seg.nii.gz`), images beside them or not; or of DICOM
+            series with contours as SEG or RTSTRUCT, which are drawn into `out/drawn`, and need `labels` or `regions` (those of one value), or
+            `label_name`, to say which structure has which value.
         labels, regions, ignore, resample: see `evaluate_cases`.
         allow_missing: a truth without a prediction counts as Dice 0 in every label and is listed, instead of being an error. Predictions
             without a truth are listed either way.
+        label_name: of DICOM contours the structures that are the label, of value 1, see `draw_contours`.
+        rules: what holds for label files that state no orientation, or two.
 
     Returns what `summary.json` holds; `left_out` lists the cases of which a file is broken, or whose two files lie on different grids.
-    Raises InputError for folders without a pair, missing predictions, and where no case can be scored.
+    Raises InputError for folders without a pair, missing predictions, and where no case can be scored; ConfigError for DICOM contours whose values
+    nothing tells.
     """
-    pairing = pair_folders(Path(pred), Path(truth))
+    truths, lost = _truths(Path(truth), Path(out) / DRAWN, _values_of(labels, regions), label_name)
+    pairing = pair_folders(Path(pred), Path(truth), truths)
     missing = [case for case, (prediction, _) in pairing.pairs.items() if prediction is None]
     if missing and not allow_missing:
         raise InputError(
@@ -95,6 +106,8 @@ def evaluate_folders(
         tolerance_mm=tolerance_mm,
         resample=resample,
         without_truth=pairing.extra,
+        lost_truths=lost,
+        rules=rules,
         seed=seed,
         progress=progress,
     )
@@ -110,6 +123,8 @@ def evaluate_cases(
     tolerance_mm: float = 2.0,
     resample: bool = False,
     without_truth: Sequence[str] = (),
+    lost_truths: Mapping[str, str] = types.MappingProxyType({}),
+    rules: Rules = PLAIN,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -123,6 +138,8 @@ def evaluate_cases(
         resample: bring a prediction on another grid onto the truth's by world coordinates, instead of leaving the case out. A scan is segmented on its
             first channel's grid, and the truth may have been drawn on another channel's.
         without_truth: case ids to list in the summary as predictions without a truth.
+        lost_truths: what else to list in `left_out`, with its reason: truths that could not be made.
+        rules: by which predictions and truths are read.
         seed: of the bootstrap over cases.
         progress: called with (cases done, cases in all).
 
@@ -130,25 +147,60 @@ def evaluate_cases(
     """
     if not pairs:
         raise InputError("there is no case to evaluate: no truth was found")
-    structures = _structures(pairs, labels, regions)
+    structures = _structures(pairs, labels, regions, rules)
     rows: list[Row] = []
     unusable: dict[str, InputError] = {}
     for done, (case, (prediction, truth)) in enumerate(pairs.items(), 1):
         try:
-            rows += score_case(case, *_read_pair(case, prediction, truth, resample), structures, tolerance_mm, ignore)
+            rows += score_case(case, *_read_pair(case, prediction, truth, resample, rules), structures, tolerance_mm, ignore)
         except InputError as error:
             unusable[case] = error
         if progress is not None:
             progress(done, len(pairs))
     _refuse_all(unusable, pairs)
     summary = summarise(rows, tolerance_mm=tolerance_mm, seed=seed) | {
-        "left_out": [{"case": case, "reason": _without_paths(error, case, *pairs[case])} for case, error in unusable.items()],
+        "left_out": [
+            *({"case": case, "reason": _without_paths(error, case, *pairs[case])} for case, error in unusable.items()),
+            *({"case": case, "reason": reason} for case, reason in lost_truths.items()),
+        ],
         "without_truth": sorted(without_truth),
         "version": __version__,
     }
     write_text(Path(out) / "cases.csv", as_csv(rows))
     write_json(Path(out) / "summary.json", summary)
     return summary
+
+
+def _truths(
+    folder: Path, drawn: Path, values: Mapping[str, int | list[int]] | None, label_name: str | None
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Case id → truth, and those that could not be drawn of DICOM contours, with the reason."""
+    try:
+        return label_files(folder), {}
+    except InputError as no_files:
+        try:
+            cases = find_cases(folder)
+        except InputError:
+            raise no_files from None
+        if cases.kind != "DICOM":
+            raise
+    if not values and label_name is None:
+        raise ConfigError(
+            f"{folder}: its truths are DICOM contours, which have names and no values: say with --like MODEL, --labels NAME=VALUE,… or --label-name "
+            "which structure is which label of the predictions"
+        )
+    contoured = draw_contours(cases, [folder], drawn, label=label_name, labels=values)
+    truths = {case.id: case.label for case in contoured.cases if case.label is not None}
+    if not truths:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in [*contoured.left_out.items()][:2])
+        raise InputError(f"{folder}: none of its {len(cases)} cases has contours that can be scored. {reasons}")
+    return truths, contoured.left_out
+
+
+def _values_of(labels: Mapping[str, int] | Sequence[int] | None, regions: Structures | None) -> dict[str, int | list[int]] | None:
+    if regions is not None:
+        return {name: int(values[0]) for name, values in regions.items() if len(values) == 1}
+    return dict(labels) if isinstance(labels, Mapping) else None
 
 
 def score_case(
@@ -249,11 +301,11 @@ def _row(case: str, name: str, guess: np.ndarray, reference: np.ndarray, truth: 
     )
 
 
-def _read_pair(case: str, prediction: Path | None, truth: Path, resample: bool) -> tuple[Volume | None, Volume]:
-    reference = load_label(truth)
+def _read_pair(case: str, prediction: Path | None, truth: Path, resample: bool, rules: Rules) -> tuple[Volume | None, Volume]:
+    reference = load_label(truth, rules=rules)
     if prediction is None:
         return None, reference
-    guess = load_label(prediction)
+    guess = load_label(prediction, rules=rules)
     if not guess.grid.same_as(reference.grid):
         if resample and common_view(reference.grid, guess.grid) >= MIN_COMMON_VIEW:
             return to_grid(guess, reference.grid, labels=True), reference
@@ -290,7 +342,7 @@ def structures_of(recipe: Recipe) -> dict[str, Any]:
     return {"labels": named, **left_out}
 
 
-def _structures(pairs: Pairs, labels: Mapping[str, int] | Sequence[int] | None, regions: Structures | None) -> Structures:
+def _structures(pairs: Pairs, labels: Mapping[str, int] | Sequence[int] | None, regions: Structures | None, rules: Rules) -> Structures:
     if regions is not None:
         return regions
     if labels is None:
@@ -298,7 +350,7 @@ def _structures(pairs: Pairs, labels: Mapping[str, int] | Sequence[int] | None, 
         unusable: dict[str, InputError] = {}
         for case, (_, truth) in pairs.items():
             try:
-                found |= set(np.unique(load_label(truth).array).tolist())
+                found |= set(np.unique(load_label(truth, rules=rules).array).tolist())
             except InputError as error:
                 unusable[case] = error
         _refuse_all(unusable, pairs)

@@ -10,6 +10,7 @@ from jaxseg.data.archive import read_index
 from jaxseg.data.cases import Case
 from jaxseg.data.contoured import DRAWN, find_contoured
 from jaxseg.data.io import load_label, load_volume
+from jaxseg.data.io.decoded import Rules
 from jaxseg.data.pseudonyms import may_name_people, pseudonymous
 from jaxseg.data.untaught import sentence
 from jaxseg.data.volume import Volume, to_grid
@@ -115,7 +116,8 @@ def _overlays(summary: dict[str, Any], job: dict[str, Any], plan: dict[str, Any]
     found = find_contoured(folder, out / DRAWN, channels=job["channels"], label=job["label_name"], labels=labels).cases
     if not job["keep_names"] and may_name_people(case.id for case in found):
         found = pseudonymous(found, read_index(out / "index").salt)
-    cases = {case.id: case for case in found}
+    rules = Rules(job.get("policy"), job.get("assume_orientation"))  # a job from before there were any has none
+    cases = {case.id: case for case in found.read_by(rules)}
     parts: list[Figure] = []
     for name, case in chosen.items():
         png = _overlay(cases[case], out, f"{name}: {case}, Dice {scores[case]:.3f}", plan["recipe"]["channels"])
@@ -128,8 +130,8 @@ def _overlays(summary: dict[str, Any], job: dict[str, Any], plan: dict[str, Any]
 
 def _overlay(case: Case, out: Path, title: str, channels: list[str]) -> bytes:
     assert case.label is not None
-    truth = load_label(case.label)
-    scan = load_volume(case.images[_shown(case, channels)])
+    truth = load_label(case.label, rules=case.rules)
+    scan = load_volume(case.images[_shown(case, channels)], rules=case.rules)
     masks = {"truth": truth.array[..., 0] > 0}
     for arm in ARMS:
         path = out / "predictions" / arm / f"{case.id}.nii.gz"

@@ -1,6 +1,6 @@
 """Which prediction belongs to which truth, by case id. Called by `evaluate`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,12 @@ class Pairing:
     extra: tuple[str, ...]
 
 
-def pair_folders(pred: Path, truth: Path) -> Pairing:
-    """Pair the label files of two folders. InputError where a folder is missing or empty, ids are not unique, or nothing pairs."""
-    predictions, truths = label_files(pred), label_files(truth)
+def pair_folders(pred: Path, truth: Path, truths: Mapping[str, Path]) -> Pairing:
+    """Pair the label files of a folder with the truths by case id that were found in another.
+
+    InputError where the folder is missing or empty, ids are not unique, or nothing pairs.
+    """
+    predictions = label_files(pred)
     if not predictions.keys() & truths.keys():
         raise InputError(
             f"{pred} and {truth} have no case in common: the predictions are of {listed(predictions)}, the truths of {listed(truths)}; "

@@ -7,7 +7,7 @@ command goes on where it was interrupted. Training itself is handed in (`Trainer
 import dataclasses
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from jaxseg.data.archive.patients import patient_key
 from jaxseg.data.cases import Case, CaseSet, find_cases
 from jaxseg.data.contoured import DRAWN, find_contoured
 from jaxseg.data.duplicates import scans_of_cases, scans_of_store
+from jaxseg.data.io.decoded import Rules
 from jaxseg.data.preprocess import check_label, guess_recipe
 from jaxseg.data.pseudonyms import may_name_people, pseudonymous
 from jaxseg.data.scan_names import modalities_differ, modality
@@ -45,7 +46,8 @@ _NOT_REMEMBERED = ("out", "allow_overlap")  # settings that change no result
 
 @dataclass(frozen=True)
 class MainJob:
-    """What the user asked for; see `jaxseg run --help`. `max_voxels` bounds a typical scan on the working grid, `signal` is that of a `Plan`."""
+    """What the user asked for; see `jaxseg run --help`. `max_voxels` bounds a typical scan on the working grid, `signal` is that of a `Plan`, `policy` and
+    `assume_orientation` those of `load_volume`."""
 
     unlabelled: Path
     labelled: Path
@@ -62,6 +64,13 @@ class MainJob:
     allow_overlap: bool = False
     objective: Literal["mae", "lesions"] = "mae"
     signal: dict[str, tuple[float, float, float]] | None = None
+    policy: Literal["sform", "qform"] | None = None
+    assume_orientation: str | None = None
+
+    @property
+    def rules(self) -> Rules:
+        """By which all its scans and labels are read."""
+        return Rules(self.policy, self.assume_orientation)
 
 
 @dataclass(frozen=True)
@@ -180,20 +189,30 @@ def _plain(value: Any) -> Any:
 
 def _read_inputs(job: MainJob) -> Inputs:
     contoured = find_contoured(job.labelled, job.out / DRAWN, channels=job.channels, label=job.label_name)
-    labelled, unusable = contoured.cases, list(contoured.left_out.items())
+    labelled, unusable = contoured.cases.read_by(job.rules), list(contoured.left_out.items())
     if not labelled.labelled:
         why = "".join(f"; {name}: {reason}" for name, reason in unusable[:2])
         raise InputError(
             f"{job.labelled}: {len(labelled)} cases were found, none with a label; name the label's file with --label-name{why}"
         )
-    unlabelled = _same_channels(find_cases(job.unlabelled, label=job.label_name, labels=False), labelled.channels, job.unlabelled)
+    unlabelled = _same_channels(
+        find_cases(job.unlabelled, label=job.label_name, labels=False).read_by(job.rules), labelled.channels, job.unlabelled
+    )
     test = None
     if job.test is not None:
         contoured = find_contoured(job.test, job.out / DRAWN, label=job.label_name, labels=labelled.labels)
-        test = _same_channels(contoured.cases, labelled.channels, job.test)
+        test = _same_channels(contoured.cases.read_by(job.rules), labelled.channels, job.test)
         unusable += contoured.left_out.items()
     with bar("index") as progress:
-        index = index_archive([job.unlabelled], job.out / "index", salt=None, resume=True, progress=progress)
+        index = index_archive(
+            [job.unlabelled],
+            job.out / "index",
+            policy=job.policy,
+            assume_orientation=job.assume_orientation,
+            salt=None,
+            resume=True,
+            progress=progress,
+        )
     hidden = not job.keep_names and may_name_people([case.id for cases in (labelled, test or ()) for case in cases])
     unlabelled, labelled, *tests = _named(job, [unlabelled, labelled, *([] if test is None else [test])])
     test = tests[0] if tests else None
@@ -203,7 +222,7 @@ def _read_inputs(job: MainJob) -> Inputs:
     for name, reason in unusable:
         case, _, what = name.partition("/")
         left_out.append({"path": f"{patient_key(case, read_index(job.out / 'index').salt) if hidden else case}/{what}", "reason": reason})
-    return Inputs(_without(unlabelled, set(broken)), labelled, test, left_out, ok=len(set(images) - set(broken)))
+    return Inputs(_without(unlabelled, broken), labelled, test, left_out, ok=len(set(images) - set(broken)))
 
 
 def _named(job: MainJob, sets: Sequence[CaseSet]) -> list[CaseSet]:
@@ -249,7 +268,7 @@ def _same_channels(cases: CaseSet, channels: Sequence[str], folder: Path) -> Cas
     return dataclasses.replace(cases, cases=tuple(kept))
 
 
-def _without(cases: CaseSet, broken: set[Path]) -> CaseSet:
+def _without(cases: CaseSet, broken: Mapping[Path, str]) -> CaseSet:
     """The cases with what is left of them without the broken files; a case keeps its sound channels."""
     sound = []
     for case in cases:
@@ -257,7 +276,10 @@ def _without(cases: CaseSet, broken: set[Path]) -> CaseSet:
         if images:
             sound.append(dataclasses.replace(case, images=images))
     if not sound:
-        raise InputError("every scan of the unlabelled folder is broken; see index/scans.parquet in the output folder for the reasons")
+        raise InputError(
+            f"no scan of the unlabelled folder can be used, the first one because: {next(iter(broken.values()))} (the reasons of all: "
+            "index/scans.parquet in the output folder)"
+        )
     return dataclasses.replace(cases, cases=tuple(sound))
 
 
@@ -369,7 +391,7 @@ def _evaluate(out: Path, arm: str, cases: Sequence[Case], plan: Plan) -> tuple[d
     pairs = {case.id: (made[case.id] if made[case.id].is_file() else None, case.label) for case in cases if case.label is not None}
     if not pairs:
         return {"dice": None, "low": None, "high": None, "per_case": {}}, []
-    summary = evaluate_cases(pairs, out / "evaluation" / arm, resample=True, **structures_of(plan.recipe))
+    summary = evaluate_cases(pairs, out / "evaluation" / arm, resample=True, rules=cases[0].rules, **structures_of(plan.recipe))
     lost = [{"path": item["case"], "reason": f"not scored: {item['reason']}"} for item in summary["left_out"]]
     return {key: summary[key] for key in ("dice", "low", "high", "per_case")}, lost
 

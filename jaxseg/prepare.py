@@ -12,6 +12,7 @@ from jaxseg.data.cases import CaseSet
 from jaxseg.data.contoured import DRAWN, find_contoured
 from jaxseg.data.datasets import open_dataset
 from jaxseg.data.index_cases import cases_of_index
+from jaxseg.data.io.decoded import PLAIN, Rules
 from jaxseg.data.preprocess import Recipe, guess_recipe, learn_scales
 from jaxseg.data.pseudonyms import kept_salt, may_name_people, pseudonymous
 from jaxseg.data.store import Stage, Store, build_store, open_store
@@ -71,6 +72,7 @@ def prepare_folder(
     label_name: str | None = None,
     dataset: str | None = None,
     wishes: Wishes = Wishes(),
+    rules: Rules = PLAIN,
     like: str | Path | None = None,
     keep_names: bool = False,
     processes: int | None = None,
@@ -90,6 +92,7 @@ def prepare_folder(
         label_name: which file of a case is its label, where names do not tell; of DICOM contours the structures that are (`find_contoured`).
         dataset: the public dataset that `source` is a copy of (`jaxseg.data.datasets`); its ids are public and kept as they are.
         wishes: what the recipe shall be, where the scans shall not decide.
+        rules: what holds for files that state no orientation, or two. An index was told when it was made.
         like: a store or model folder whose recipe is used, so that scans fit that model.
         keep_names: keep case ids that may name people; without it they become keys, made with the secret in `OUT/names.key`.
         processes, memory_gib, stage: see `build_store`.
@@ -102,17 +105,21 @@ def prepare_folder(
     if dataset is not None and label_name is not None:
         raise ConfigError(f"--label-name was given, but {dataset} itself says which file is the label; leave it out")
     left_out: Mapping[str, str] = {}
+    # Of a recipe that is given its labels' values count, whatever else is contoured here.
+    labels = recipe.labels if recipe is not None and recipe.labels else None
     copy = None if dataset is None else open_dataset(dataset, source, channels=wanted, drawn=Path(out) / DRAWN)
     if copy is not None:
-        cases, left_out = copy.cases, copy.left_out
+        cases, left_out = copy.cases.read_by(rules), copy.left_out
     elif (Path(source) / "scans.parquet").is_file():
-        indexed = cases_of_index(source, channels=wanted, label=label_name)
+        if rules != PLAIN:
+            raise ConfigError(
+                f"{source}: what holds for files without an orientation, or with two, is said when the index is made (jaxseg index)"
+            )
+        indexed = cases_of_index(source, Path(out) / DRAWN, channels=wanted, label=label_name, labels=labels)
         cases, left_out = indexed.cases, indexed.left_out
     else:
-        # Of a recipe that is given its labels' values count, whatever else is contoured here.
-        labels = recipe.labels if recipe is not None and recipe.labels else None
         contoured = find_contoured(source, Path(out) / DRAWN, channels=wanted, label=label_name, labels=labels)
-        cases, left_out = contoured.cases, contoured.left_out
+        cases, left_out = contoured.cases.read_by(rules), contoured.left_out
     recipe = wishes.applied(recipe or _kept_recipe(Path(out), guess_recipe(cases)), cases)
     patients = {case.id: case.patient or patient_of_bids(case.id) for case in cases} if copy is None else copy.patients
     if not keep_names and copy is None and may_name_people([*patients, *(name.partition("/")[0] for name in left_out)]):

@@ -51,7 +51,7 @@ def score(model: Model, tests: Sequence[Case], recipe: Recipe, out: Path, *, ove
     """Segment the test cases into `OUT/predictions` and score them on their own grids: the part of `measure` that training has no hand in."""
     left_out = segment_cases(model, tests, out / "predictions", overlap=overlap, allow_missing=True)
     pairs = {case.id: (_made(out, case), case.label) for case in tests if case.label is not None}
-    summary = evaluate_cases(pairs, out / "evaluation", resample=True, **structures_of(recipe))
+    summary = evaluate_cases(pairs, out / "evaluation", resample=True, rules=tests[0].rules, **structures_of(recipe))
     if summary["left_out"]:
         # Every cell has scores of the same cases, or none: they are paired.
         raise InputError("; ".join(f"test case {item['case']} cannot be scored: {item['reason']}" for item in summary["left_out"]))

@@ -225,14 +225,16 @@ def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
     """The test cases in the folder of scans, each with its label; ConfigError if one is missing, its label cannot be scored, or the store has none."""
     wanted = select_cases(store.names, f"{split}:test")
     reasons: list[str] = []
+    drawn, labels = Path(config.store) / DRAWN, store.recipe.labels or None
     if dataset := dataset_of(config.store):
-        found = open_dataset(dataset, config.scans, channels=store.recipe.channels, drawn=Path(config.store) / DRAWN).cases
+        found = open_dataset(dataset, config.scans, channels=store.recipe.channels, drawn=drawn).cases
     elif (Path(config.scans) / "scans.parquet").is_file():
-        found = cases_of_index(config.scans, channels=store.recipe.channels, label=config.label_name).cases
+        indexed = cases_of_index(config.scans, drawn, channels=store.recipe.channels, label=config.label_name, labels=labels)
+        found, reasons = indexed.cases, list(indexed.left_out.values())
     else:
-        drawn, labels = Path(config.store) / DRAWN, store.recipe.labels or None
         contoured = find_contoured(config.scans, drawn, channels=store.recipe.channels, label=config.label_name, labels=labels)
         found, reasons = contoured.cases, list(contoured.left_out.values())
+    found = found.read_by(store.rules)
     key = Path(config.store) / NAMES
     found = pseudonymous(found, kept_salt(key)) if key.is_file() else found
     cases = {case.id: case for case in found if case.label is not None}

@@ -75,7 +75,7 @@ def _connected(where: Bool[np.ndarray, "x y z"]) -> Int32[np.ndarray, "x y z"]:
 
 
 def _supplied(case: Case, index: int, grid: Grid) -> Bool[np.ndarray, "x y z"]:
-    mask = load_label(case.anonymised[index])
+    mask = load_label(case.anonymised[index], rules=case.rules)
     volume = to_ras(mask)
     field = Volume(np.ones(volume.array.shape, np.float32), volume.affine, ("field",))
     if not to_grid(field, grid, fill=0.0).array.any():

@@ -13,6 +13,7 @@ from pathlib import Path
 from jaxseg.data import layouts
 from jaxseg.data.archive.patients import is_numbered, owner_of
 from jaxseg.data.dicom_cases import dicom_cases
+from jaxseg.data.io.decoded import PLAIN, Rules
 from jaxseg.data.io.scans import stem
 from jaxseg.data.layouts import Declared
 from jaxseg.data.scan_names import Found, is_anonymisation, is_called, is_modality, numbers_are_channels, tokens
@@ -25,7 +26,7 @@ class Case:
 
     A 4-D file stands under each of its channels; `packed` then names all channels in the order of the file. `fold` is that of a published
     cross-validation. `anonymised` are masks that are not 0 where anonymisation took voxels away. `patient` is whose scan it is, where folders say
-    more of that than the id does.
+    more of that than the id does. `rules` are those by which all its files are read.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Case:
     fold: int | None = None
     anonymised: tuple[Path, ...] = ()
     patient: str | None = None
+    rules: Rules = PLAIN
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class CaseSet:
     def labelled(self) -> tuple[Case, ...]:
         """The cases that have a label."""
         return tuple(case for case in self.cases if case.label is not None)
+
+    def read_by(self, rules: Rules) -> "CaseSet":
+        """The same cases, whose files are read by these rules."""
+        return dataclasses.replace(self, cases=tuple(dataclasses.replace(case, rules=rules) for case in self.cases))
 
 
 def find_cases(

@@ -5,13 +5,14 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxseg.data.cache import AGAIN, CaseArrays, damaged_files, open_cache
+from jaxseg.data.io.decoded import PLAIN, Rules
 from jaxseg.data.recipe import Recipe
 from jaxseg.data.records import damaged
 from jaxseg.errors import InputError
@@ -68,6 +69,7 @@ class Store:
         self.recipe = _recipe(manifest["recipe"])
         self.dataset: dict[str, Any] = manifest["dataset"]
         self.left_out: list[dict[str, str]] = manifest["left_out"]
+        self.rules = Rules(**manifest.get("rules", {}))  # by which its scans were read
         self._entries = {data["name"]: Entry.from_json(data) for data in manifest["cases"]}
         self._open = functools.lru_cache(OPEN_CASES)(self._open_case)
 
@@ -141,7 +143,9 @@ def open_store(path: str | Path) -> Store:
         raise InputError(f"{file}: not a store's manifest ({type(error).__name__}: {error}); prepare it again in a new folder") from error
 
 
-def manifest(recipe: dict[str, Any], dataset: dict[str, Any], cases: Sequence[Entry], left_out: Sequence[dict[str, str]]) -> dict[str, Any]:
+def manifest(
+    recipe: dict[str, Any], dataset: dict[str, Any], cases: Sequence[Entry], left_out: Sequence[dict[str, str]], rules: Rules = PLAIN
+) -> dict[str, Any]:
     """The content of `store.json`."""
     return {
         "version": VERSION,
@@ -149,6 +153,7 @@ def manifest(recipe: dict[str, Any], dataset: dict[str, Any], cases: Sequence[En
         "dataset": dataset,
         "left_out": list(left_out),
         "cases": [case.to_json() for case in cases],
+        **({} if rules == PLAIN else {"rules": asdict(rules)}),
     }
 
 

@@ -52,7 +52,24 @@ def find_contoured(
     label: str | None = None,
     labels: Mapping[str, int | list[int]] | None = None,
 ) -> Contoured:
-    """`find_cases`, and for cases of DICOM series the label files that are drawn of their SEG and RTSTRUCT objects into `out`.
+    """`find_cases`, and for cases of DICOM series the label files that are drawn of their SEG and RTSTRUCT objects into `out` (`draw_contours`).
+
+    Args:
+        channels, label: as of `find_cases`, and `label` of DICOM objects as of `draw_contours`.
+        labels: as of `draw_contours`.
+
+    Raises:
+        InputError: as of both.
+    """
+    folder = Path(folder)
+    cases = find_cases(folder, channels=channels, label=label)
+    return draw_contours(cases, [folder], out, label=label, labels=labels) if cases.kind == "DICOM" else Contoured(cases)
+
+
+def draw_contours(
+    cases: CaseSet, roots: Sequence[Path], out: Path, *, label: str | None = None, labels: Mapping[str, int | list[int]] | None = None
+) -> Contoured:
+    """The cases, those of DICOM series with label files that are drawn into `out` of the SEG and RTSTRUCT objects below `roots`.
 
     A structure's mask is drawn on the grid of the series that the object refers to (or of the study's only one). Structures of one name, capitals
     aside, are one label; values count up in the order of names, over the folder. Drawn files are called by a hash of what they are drawn from, so
@@ -60,25 +77,20 @@ def find_contoured(
     drawn in all of them.
 
     Args:
-        channels: as of `find_cases`.
-        label: of volumes as of `find_cases`; of DICOM objects the structures that are the label, as patterns with "," between and "*" for anything,
-            capitals aside ("gtv*,tumour"). What matches is one label, everything else is background.
+        label: the structures that are the label, as patterns with "," between and "*" for anything, capitals aside ("gtv*,tumour"). What matches
+            is one label, everything else is background.
         labels: name → value, where these are known (those of the training cases); structures of other names are background.
 
     Raises:
-        InputError: as `find_cases`; no structure of the folder matches `label`.
+        InputError: no structure below the roots matches `label`.
     """
-    folder = Path(folder)
-    cases = find_cases(folder, channels=channels, label=label)
-    if cases.kind != "DICOM":
-        return Contoured(cases)
     left_out: dict[str, str] = {}
-    objects = _objects(folder, cases, left_out)
+    objects = _objects(roots, cases, left_out)
     try:
         values = _values([name for each in objects.values() for one in each for name in one.names.items()], label, labels)
     except InputError as error:
         if label is not None:
-            raise InputError(f"{folder}: {error}") from None
+            raise InputError(f"{', '.join(map(str, roots))}: {error}") from None
         return Contoured(cases, {f"{case}/{CONTOURS}": str(error) for case in [*objects, *left_out]})
     contoured = []
     for case in cases:
@@ -93,26 +105,26 @@ def find_contoured(
     return Contoured(found, {f"{case}/{CONTOURS}": reason for case, reason in left_out.items()})
 
 
-def _objects(folder: Path, cases: CaseSet, left_out: dict[str, str]) -> dict[str, list[_Object]]:
+def _objects(roots: Sequence[Path], cases: CaseSet, left_out: dict[str, str]) -> dict[str, list[_Object]]:
     """The objects that belong to each case; what is wrong with one goes to `left_out`."""
     parts: dict[str, list[ScanRef]] = {}
     found: list[ScanRef] = []
-    for ref in find_scans(folder):
+    for ref in (ref for root in roots for ref in find_scans(root)):
         if ref.format == "DICOM" and not ref.reason:
             parts.setdefault(ref.key, []).append(ref)
         elif ref.format in ("DICOM SEG", "DICOM RTSTRUCT"):
             found.append(ref)
     series = {key: joined(refs) for key, refs in parts.items()}
-    owners = {path: case.id for case in cases for path in case.images.values()}
+    owners = {path.absolute(): case.id for case in cases for path in case.images.values()}
     objects: dict[str, list[_Object]] = {}
     for ref in found:
         of_study = [each for each in series.values() if each.study == ref.study]
-        ours = [owners[each.path] for each in of_study if each.path in owners]
+        ours = [owners[each.path.absolute()] for each in of_study if each.path.absolute() in owners]
         case = ours[0] if ours else ref.key
         try:
             scan = _scan_of(ref, series, of_study)
-            case = owners.get(scan.path, case)
-            if scan.path not in owners:
+            case = owners.get(scan.path.absolute(), case)
+            if scan.path.absolute() not in owners:
                 raise InputError(f"its {ref.format} object was drawn on a series that is no channel of a case")
             objects.setdefault(case, []).append(_Object(ref, _names(ref), scan.path))
         except InputError as error:

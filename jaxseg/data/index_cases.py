@@ -1,13 +1,14 @@
 """The cases of an archive that `jaxseg index` has read: what may be trained on, and what must not with its reason. Called by `prepare`."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxseg.data.archive import Index, read_index
 from jaxseg.data.cases import Case, CaseSet, find_cases
+from jaxseg.data.contoured import draw_contours
 from jaxseg.errors import InputError
 
 _COLUMNS = ("path", "ok", "reason", "format", "series", "modality", "study", "root")
@@ -21,11 +22,20 @@ class IndexedCases:
     left_out: dict[str, str]
 
 
-def cases_of_index(folder: str | Path, *, channels: Sequence[str] | None = None, label: str | None = None) -> IndexedCases:
+def cases_of_index(
+    folder: str | Path,
+    drawn: Path,
+    *,
+    channels: Sequence[str] | None = None,
+    label: str | None = None,
+    labels: Mapping[str, int | list[int]] | None = None,
+) -> IndexedCases:
     """The cases below the roots of an index.
 
     Files are sorted into cases root by root as `find_cases` does; images that the index says must not be trained on are taken out.
-    DICOM series become a case a study, called by the study's key, with a channel for each modality.
+    DICOM series become a case a study, called by the study's key, with a channel for each modality; where no file of the index is a label, theirs are
+    drawn into `drawn` of SEG and RTSTRUCT objects (`draw_contours`, as `label` and `labels`). What the index was told of files without an
+    orientation, or with two, holds for the cases; text burned into pixels is refused all the same: what is made of them leaves the archive.
 
     Raises:
         InputError: no index, an empty one, or roots whose channels or labels cannot be one store's.
@@ -43,10 +53,15 @@ def cases_of_index(folder: str | Path, *, channels: Sequence[str] | None = None,
         sets.append(dataclasses.replace(found, cases=tuple(dataclasses.replace(case, id=prefix + case.id) for case in found)))
     left_out: dict[str, str] = {}
     cases = [kept for found in sets for case in found if (kept := _sound(case, rows, left_out))]
-    cases += _dicom_cases(index, left_out, channels)
+    series = list(_dicom_cases(index, left_out, channels))
+    cases += series
     if not cases:
         raise InputError(f"{folder}: no case of this index can be prepared. " + " ".join([*reasons, *left_out.values()][:3]))
-    return IndexedCases(_merged(folder, cases, sets, channels), left_out)
+    merged = _merged(folder, cases, sets, channels)
+    if series and not (merged.labelled or merged.labels):
+        contoured = draw_contours(merged, index.roots, drawn, label=label, labels=labels)
+        merged, left_out = contoured.cases, left_out | contoured.left_out
+    return IndexedCases(merged.read_by(dataclasses.replace(index.rules, burned_in=False)), left_out)
 
 
 def _sound(case: Case, rows: dict[Path, dict[str, Any]], left_out: dict[str, str]) -> Case | None:

@@ -25,7 +25,7 @@ def estimated_bytes(case: Case, recipe: Recipe) -> int:
     Raises:
         InputError: a header cannot be read.
     """
-    grids = [read_grid(path) for path in dict.fromkeys(case.images.values())]
+    grids = [read_grid(path, case.rules) for path in dict.fromkeys(case.images.values())]
     channels = len(case.images)
     native = max(int(np.prod(grid.shape)) for grid in grids)
     # Fields of view in mm³: the working grid covers the first channel's, whatever its axes.

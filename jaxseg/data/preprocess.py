@@ -15,7 +15,7 @@ from jaxseg.data.anonymised import anonymised_voxels
 from jaxseg.data.cases import Case
 from jaxseg.data.intensity import body_mask, check_rule, own_foreground, scan_landmarks
 from jaxseg.data.io import load_label, read_grid
-from jaxseg.data.io.decoded import slices_of
+from jaxseg.data.io.decoded import Rules, slices_of
 from jaxseg.data.itk import correct_bias
 from jaxseg.data.nyul import standard_scale
 from jaxseg.data.recipe import IGNORE, Recipe
@@ -60,7 +60,7 @@ def prepare_case(case: Case, recipe: Recipe) -> Prepared:
     an InputError.
     """
     volumes = load_case(case, recipe.channels)
-    label = load_label(case.label) if case.label is not None and recipe.labels else None
+    label = load_label(case.label, rules=case.rules) if case.label is not None and recipe.labels else None
     reference = 0 if label is None else _reference(case, [(volume.channels, volume.grid) for volume in volumes], label.grid)
     mapped = None if label is None else _map_values(case, label, recipe)
     del label
@@ -103,18 +103,18 @@ def check_label(case: Case, recipe: Recipe) -> None:
     """
     if case.label is None:
         return
-    label = load_label(case.label)
+    label = load_label(case.label, rules=case.rules)
     _places_of_values(case, *_counted(label.array), recipe)
     try:
         names = channels_of(case, recipe.channels)
-        grids = [((name,), _grid_in_ras(case.images[name])) for name in names]
+        grids = [((name,), _grid_in_ras(case.images[name], case.rules)) for name in names]
     except InputError:
         return
     _reference(case, grids, label.grid)
 
 
-def _grid_in_ras(path: Path) -> Grid:
-    grid = read_grid(path)
+def _grid_in_ras(path: Path, rules: Rules) -> Grid:
+    grid = read_grid(path, rules)
     return to_ras(Volume(np.broadcast_to(np.uint8(0), (*grid.shape, 1)), grid.affine, ("voxels",))).grid
 
 

@@ -1,7 +1,6 @@
 """`guess_recipe`: a recipe from the cases at hand. Called by `jaxseg prepare` and the main job, through `data.preprocess`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -42,7 +41,7 @@ def guess_recipe(
         channels=names,
         spacing=_spacing(grids, max_voxels),
         intensity=tuple(_rule(name, picked) for name in names),
-        labels=declared or _labels_found([case.label for case in found if case.label is not None]),
+        labels=declared or _labels_found(found),
         regions=isinstance(cases, CaseSet) and cases.regions,
     )
 
@@ -62,7 +61,7 @@ def _readable_grids(cases: Sequence[Case], names: Sequence[str]) -> list[Grid]:
         if path is None:
             continue
         try:
-            grids.append(read_grid(path))
+            grids.append(read_grid(path, case.rules))
         except InputError as error:
             reasons.append(str(error))
     if not grids:
@@ -90,8 +89,8 @@ def _label_channel_first(cases: Sequence[Case], names: tuple[str, ...]) -> tuple
         if case.label is None:
             continue
         try:
-            grid = read_grid(case.label)
-            first = next((name for name in names if name in case.images and read_grid(case.images[name]).same_as(grid)), None)
+            grid = read_grid(case.label, case.rules)
+            first = next((name for name in names if name in case.images and read_grid(case.images[name], case.rules).same_as(grid)), None)
         except InputError:
             continue  # a broken case is reported when it is prepared; another one can answer here
         if first is not None:
@@ -107,18 +106,20 @@ def _rule(name: str, cases: Sequence[Case]) -> str:
             continue
         names = case.packed or (name,)
         try:
-            volume = load_volume(case.images[name], channels=names)
+            volume = load_volume(case.images[name], channels=names, rules=case.rules)
         except InputError:
             continue  # as above
         return "ct" if volume.array[..., names.index(name)].min() < -500 else "zscore"
     return "zscore"
 
 
-def _labels_found(paths: Sequence[Path]) -> dict[str, int | list[int]]:
+def _labels_found(cases: Sequence[Case]) -> dict[str, int | list[int]]:
     values: set[int] = set()
-    for path in paths:
+    for case in cases:
+        if case.label is None:
+            continue
         try:
-            values |= set(np.unique(load_label(path).array).tolist())
+            values |= set(np.unique(load_label(case.label, rules=case.rules).array).tolist())
         except InputError:
             continue  # preparing the case says what is wrong with it, and lists it
     return {f"label_{value}": int(value) for value in sorted(values - {0})}

@@ -25,8 +25,8 @@ def load_case(case: Case, channels: Sequence[str]) -> list[Volume]:
     """
     wanted = channels_of(case, channels)
     if not case.packed:
-        return [load_volume(case.images[name], channels=[name]) for name in wanted]
-    volume = load_volume(case.images[wanted[0]], channels=case.packed)
+        return [load_volume(case.images[name], channels=[name], rules=case.rules) for name in wanted]
+    volume = load_volume(case.images[wanted[0]], channels=case.packed, rules=case.rules)
     if tuple(wanted) == case.packed:
         return [volume]
     kept = [case.packed.index(name) for name in wanted]
@@ -84,7 +84,7 @@ def _within_mask(case: Case, stacked: Volume) -> Volume:
             f"case {case.id}: the recipe cuts scans to a brain mask (strip=mask), and this case has none (or several); expected one file "
             "called such as brainmask beside its images"
         )
-    mask = load_label(case.mask)
+    mask = load_label(case.mask, rules=case.rules)
     if not mask.array.any():
         raise InputError(f"{case.mask}: this brain mask of case {case.id} is empty")
     if not mask.grid.same_as(stacked.grid, tol=0.5) and mask.grid.offset_from(stacked.grid) != float("inf"):

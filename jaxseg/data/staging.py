@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from jaxseg.data.anonymised import ANONYMISED
 from jaxseg.data.archive.values import examine
 from jaxseg.data.cases import Case
-from jaxseg.data.io.decoded import Rules
+from jaxseg.data.io.decoded import PLAIN
 from jaxseg.data.io.scans import decode_scan, files_of, find_scans, joined
 from jaxseg.data.preprocess import Prepared, prepare_case
 from jaxseg.data.recipe import Recipe
@@ -49,10 +49,12 @@ def file_stem(name: str) -> str:
 
 
 def inputs_hash(case: Case, recipe: Recipe) -> str:
-    """SHA-256 over the recipe, the channel names and the bytes of every file of the case; InputError when a file is missing."""
+    """SHA-256 over the recipe, the channel names, the bytes of every file and how these are read; InputError when a file is missing."""
     files: dict[str, Path | None] = {**case.images, "label:": case.label, "mask:": case.mask if recipe.strip == "mask" else None}
     files |= {f"anonymised:{number}": path for number, path in enumerate(case.anonymised)}
-    digest = hashlib.sha256(json.dumps([FORMAT, recipe.content()], sort_keys=True, default=str).encode())
+    # As before there were other rules where a case has none of its own.
+    read = [] if case.rules == PLAIN else [asdict(case.rules)]
+    digest = hashlib.sha256(json.dumps([FORMAT, recipe.content(), *read], sort_keys=True, default=str).encode())
     for channel, path in files.items():
         if path is None:
             continue
@@ -96,7 +98,7 @@ def content_of(case: Case) -> dict[str, list[str]]:
         if not refs:
             continue
         # A series may lie in several folders below the one that is its path.
-        read = decode_scan(joined([ref for ref in refs if ref.key == refs[0].key]), Rules())
+        read = decode_scan(joined([ref for ref in refs if ref.key == refs[0].key]), case.rules)
         values = examine(read.decoded, image=True)
         content["sha256"].append(read.sha256)
         content["voxels"].append(values.voxel_hash)

@@ -18,6 +18,7 @@ from jaxseg.data.cache import damaged_files, write_cache
 from jaxseg.data.cases import Case, CaseSet
 from jaxseg.data.catalog import Entry, Store, manifest, open_store
 from jaxseg.data.intensity import air_value
+from jaxseg.data.io.decoded import PLAIN, Rules
 from jaxseg.data.memory import memory_limit
 from jaxseg.data.recipe import Recipe
 from jaxseg.data.records import damaged, read_records, version_folder, write_records
@@ -34,11 +35,12 @@ Stage = Callable[[Sequence[Job]], Iterator[Outcome]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a build has to do: jobs to stage by case, records to take from the old dataset, and cases that cannot be used."""
+    """What a build has to do: jobs to stage by case, records to take from the old dataset, cases that cannot be used; and what files are read by."""
 
     jobs: dict[str, Job]
     kept: dict[str, int]
     left_out: dict[str, str]
+    rules: Rules
 
     @property
     def names(self) -> list[str]:
@@ -74,7 +76,7 @@ def build_store(
         The open store. A case that could not be prepared is in `store.left_out` as {"name", "reason"}.
 
     Raises:
-        InputError: two cases share an id, no case could be prepared, or `out` holds a store of another version.
+        InputError: two cases share an id or are read by different rules, no case could be prepared, or `out` holds a store of another version.
         StorageError: `out` cannot be written, is full, or another process is building in it.
     """
     out, found = Path(out), _unique(cases)
@@ -106,8 +108,17 @@ def _unique(cases: Iterable[Case]) -> list[Case]:
     return list(found.values())
 
 
+def _common_rules(cases: Sequence[Case]) -> Rules:
+    rules = {case.rules for case in cases}
+    if len(rules) > 1:
+        raise InputError(
+            "the cases of a store are read by one set of rules (of files without an orientation, or with two), and these have several"
+        )
+    return next(iter(rules), PLAIN)
+
+
 def _plan(cases: list[Case], recipe: Recipe, out: Path, old: Store | None, patients: Mapping[str, str]) -> Plan:
-    plan = Plan({}, {}, {})
+    plan = Plan({}, {}, {}, _common_rules(cases))
     usable = old is not None and not damaged(old.tfds, old.dataset["version"], old.dataset["files"])
     for case in cases:
         try:
@@ -167,7 +178,7 @@ def _write_store(plan: Plan, recipe: Recipe, out: Path, dataset: dict[str, Any],
         else:
             entries.append(_cached(out, recipe, record, index))
         report(index + 1, len(records), f"cache: {name}")
-    _write_manifest(out, recipe, dataset, entries, plan.left_out)
+    _write_manifest(out, recipe, dataset, entries, plan.left_out, plan.rules)
 
 
 def _mend_cache(out: Path, old: Store, recipe: Recipe) -> None:
@@ -176,7 +187,7 @@ def _mend_cache(out: Path, old: Store, recipe: Recipe) -> None:
         records = read_records(old.tfds, old.dataset["version"])
         mended = {name: _cached(out, recipe, records[old.entry(name).record], old.entry(name).record) for name in broken}
         entries = [mended.get(name, old.entry(name)) for name in old.names]
-        _write_manifest(out, recipe, old.dataset, entries, _reasons(old))
+        _write_manifest(out, recipe, old.dataset, entries, _reasons(old), old.rules)
 
 
 def _cached(out: Path, recipe: Recipe, record: dict[str, Any], index: int) -> Entry:
@@ -199,9 +210,11 @@ def _cached(out: Path, recipe: Recipe, record: dict[str, Any], index: int) -> En
     )
 
 
-def _write_manifest(out: Path, recipe: Recipe, dataset: dict[str, Any], entries: Sequence[Entry], left_out: Mapping[str, str]) -> None:
+def _write_manifest(
+    out: Path, recipe: Recipe, dataset: dict[str, Any], entries: Sequence[Entry], left_out: Mapping[str, str], rules: Rules
+) -> None:
     reasons = [{"name": name, "reason": reason} for name, reason in sorted(left_out.items())]
-    write_json(out / "store.json", manifest(asdict(recipe), dataset, sorted(entries, key=lambda entry: entry.name), reasons))
+    write_json(out / "store.json", manifest(asdict(recipe), dataset, sorted(entries, key=lambda entry: entry.name), reasons, rules))
 
 
 def _reasons(store: Store) -> dict[str, str]:

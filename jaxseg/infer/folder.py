@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxseg.data.cases import Case, find_cases
+from jaxseg.data.io.decoded import PLAIN, Rules
 from jaxseg.data.io.scans import stem
 from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file
 from jaxseg.data.stacking import stack_case
@@ -84,6 +85,7 @@ def segment_folder(
     batch: int | None = None,
     allow_missing: bool = False,
     skip_air: bool = True,
+    rules: Rules = PLAIN,
     progress: Any = None,
 ) -> list[tuple[str, str]]:
     """Segment folders of scans, or the files of one case, with a model folder; see `segment_cases` for what is kept of an earlier run.
@@ -96,6 +98,7 @@ def segment_folder(
         batch: windows a call, see `segment_cases`.
         allow_missing: take a scan without one of the model's channels as if that channel were empty, instead of refusing it.
         skip_air: run no window that holds nothing but air.
+        rules: what holds for scans that state no orientation, or two.
 
     Returns:
         (case id, reason) of the cases that could not be segmented.
@@ -106,7 +109,7 @@ def segment_folder(
         CheckpointError: the model folder is damaged.
     """
     network = load_model(model)
-    cases = _files_as_case(network, scans) if all(path.is_file() for path in scans) else _folders_as_cases(network, scans)
+    cases = _files_as_case(network, scans, rules) if all(path.is_file() for path in scans) else _folders_as_cases(network, scans, rules)
     for case in cases:
         Predictions(Path(out)).refuse_strange(case)
     _refuse_folder_of_scans(Path(out), scans, cases)
@@ -127,10 +130,10 @@ def _refuse_folder_of_scans(out: Path, scans: Sequence[Path], cases: Sequence[Ca
         )
 
 
-def _folders_as_cases(model: Model, scans: Sequence[Path]) -> list[Case]:
+def _folders_as_cases(model: Model, scans: Sequence[Path], rules: Rules) -> list[Case]:
     found: dict[str, Case] = {}
     for folder in scans:
-        for case in find_cases(folder, labels=False):
+        for case in find_cases(folder, labels=False).read_by(rules):
             if case.id in found:
                 raise InputError(
                     f"{folder}: case {case.id} was found in another of the folders too; segment them into different --out folders"
@@ -139,12 +142,12 @@ def _folders_as_cases(model: Model, scans: Sequence[Path]) -> list[Case]:
     return list(found.values())
 
 
-def _files_as_case(model: Model, files: Sequence[Path]) -> list[Case]:
+def _files_as_case(model: Model, files: Sequence[Path], rules: Rules) -> list[Case]:
     channels, name = model.card["channels"], stem(files[0])
-    if len(files) == 1 and len(channels) > 1 and (case := unpacked(Case(name, {"image": files[0]}), channels)).packed:
+    if len(files) == 1 and len(channels) > 1 and (case := unpacked(Case(name, {"image": files[0]}, rules=rules), channels)).packed:
         return [case]
     if len(files) != len(channels):
-        count = volumes_in(files[0]) if len(files) == 1 else 1
+        count = volumes_in(files[0], rules) if len(files) == 1 else 1
         given = f"{files[0]} is a 4-D file with {count} volumes" if count > 1 else f"{len(files)} files were given"
         raise InputError(
             f"this model takes {len(channels)} channels ({', '.join(channels)}), but {given}; "
@@ -156,4 +159,4 @@ def _files_as_case(model: Model, files: Sequence[Path]) -> list[Case]:
                 f"{path}: by its name this is no {channel}, for which it was given; give the files in the order {', '.join(channels)}, or rename "
                 "the file if its name is wrong"
             )
-    return [Case(name, dict(zip(channels, files)))]
+    return [Case(name, dict(zip(channels, files)), rules=rules)]

@@ -10,9 +10,9 @@ from jaxseg.data.io.scans import header_of
 from jaxseg.errors import InputError
 
 
-def volumes_in(path: Path) -> int:
+def volumes_in(path: Path, rules: Rules) -> int:
     """How many volumes a file holds, by its header: 1, or more in a 4-D one. InputError for a file that is no scan."""
-    shape = header_of(path, Rules()).shape
+    shape = header_of(path, rules).shape
     return shape[3] if len(shape) > 3 else 1
 
 
@@ -23,7 +23,7 @@ def unpacked(case: Case, channels: Sequence[str]) -> Case:
         return case
     [path] = case.images.values()
     try:
-        if volumes_in(path) != len(channels):
+        if volumes_in(path, case.rules) != len(channels):
             return case
     except InputError:
         return case  # whoever reads it says what is wrong with it

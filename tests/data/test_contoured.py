@@ -5,10 +5,13 @@ import shutil
 import numpy as np
 import pytest
 
+from jaxseg.cli import main
+from jaxseg.data.archive import index_archive
 from jaxseg.data.contoured import find_contoured
-from jaxseg.data.io import load_label
+from jaxseg.data.io import load_label, save_volume
 from jaxseg.data.volume import to_grid
 from jaxseg.errors import InputError
+from jaxseg.files import read_json
 from jaxseg.prepare import prepare_folder
 from tests.dicom_archive import box, drawn_in_seg, drawn_in_structures, scan, square
 from tests.dicom_files import MR
@@ -57,6 +60,40 @@ def test_a_store_is_prepared_of_them_with_the_names_of_the_structures(archive, t
     like = prepare_folder(other, tmp_path / "second", like=tmp_path / "store", processes=1)
     assert like.recipe.labels == store.recipe.labels
     assert like.entry(like.names[0]).info["label_ml"] == {"1": 0.0, "2": pytest.approx(3 * 0.75 / 1000, abs=1e-4)}
+
+
+def test_an_index_of_them_gives_the_same_labels(archive, tmp_path, monkeypatch):
+    direct = prepare_folder(archive, tmp_path / "direct", processes=1)
+    monkeypatch.chdir(tmp_path)
+    index_archive("archive", tmp_path / "index")  # its rows have relative paths, which hold from this folder on
+    store = prepare_folder(tmp_path / "index", tmp_path / "store", processes=1)
+    assert store.recipe.labels == direct.recipe.labels and not store.left_out
+    volumes = [sorted(str(each.entry(name).info.get("label_ml")) for name in each.names) for each in (store, direct)]
+    assert volumes[0] == volumes[1]
+    chosen = prepare_folder(tmp_path / "index", tmp_path / "chosen", label_name="tum*", processes=1)
+    assert chosen.recipe.labels == {"tum": 1} and len(chosen.labelled) == 2
+    drawn_in_seg(archive / "P001" / "again", "one", {"Tumour": box(1, 1, 1)})
+    index_archive("archive", tmp_path / "index")
+    (lost,) = prepare_folder(tmp_path / "index", tmp_path / "again", processes=1).left_out
+    assert lost["name"].endswith("/contours") and "two of its DICOM objects" in lost["reason"] and "P001" not in str(lost)
+
+
+def test_predictions_are_compared_with_them_by_the_values_that_the_model_gives_the_names(archive, tmp_path, capsys):
+    values, pred = {"Tumour": 1, "Oedema": 3}, tmp_path / "pred"
+    for case in find_contoured(archive, tmp_path / "drawn", labels=values).cases:
+        made = load_label(case.label or find_contoured(archive, tmp_path / "drawn").cases.labelled[0].label)
+        save_volume(made, pred / f"{case.id}.nii.gz")
+    drawn_in_seg(archive / "P004", "four", {"Tumour": box(1, 1, 1)})
+    scan(archive / "P004", "four")
+    drawn_in_seg(archive / "P004" / "again", "four", {"Tumour": box(1, 1, 1)})
+    verb = ["evaluate", str(pred), str(archive), "--out", str(tmp_path / "scores")]
+    assert main(verb) == 2 and "--like MODEL" in capsys.readouterr().err
+    assert main([*verb, "--labels", "Tumour=1,Oedema=3"]) == 3
+    found = read_json(tmp_path / "scores/summary.json")
+    assert found["per_case"] == {"P001_ct": 1.0, "P002": 1.0} and found["without_truth"] == ["P003"]
+    assert [item["case"] for item in found["left_out"]] == ["P004/contours"]
+    assert main([*verb, "--label-name", "tum*"]) == 3  # one structure, of value 1, in both
+    assert main([*verb, "--labels", "liver=1"]) == 2 and "none of its DICOM contours is called liver" in capsys.readouterr().err
 
 
 def test_structures_are_chosen_by_patterns(archive, tmp_path):

@@ -28,7 +28,7 @@ def test_studies_are_cases_and_modalities_channels(tmp_path):
     assert load_volume(found.cases[0].images["CT"]).shape == (6, 5, 5)
     assert find_cases(tmp_path / "in", channels=["ct"]).channels == ("ct",)
     index_archive(tmp_path / "in", tmp_path / "index")
-    assert len(cases_of_index(tmp_path / "index").cases) == 3
+    assert len(cases_of_index(tmp_path / "index", tmp_path / "drawn").cases) == 3
 
 
 def test_a_series_is_a_case_called_by_its_folder_and_becomes_a_store(tmp_path):

@@ -11,6 +11,7 @@ import pyarrow.parquet as parquet
 
 from jaxseg.data.archive.scan_row import COLUMNS, Row
 from jaxseg.data.archive.values import NAMES
+from jaxseg.data.io.decoded import Rules
 from jaxseg.errors import InputError
 from jaxseg.files import write_whole
 
@@ -63,6 +64,11 @@ class Index:
     def salt(self) -> str:
         """The secret that patient and study keys were made with."""
         return str(metadata(self.folder / FILE)["salt"])
+
+    @property
+    def rules(self) -> Rules:
+        """What its scans were read by."""
+        return Rules(**metadata(self.folder / FILE)["rules"])
 
     def stream(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """Row after row, of those columns."""

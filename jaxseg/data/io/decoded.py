@@ -14,6 +14,7 @@ from jaxseg.data.volume import Grid
 from jaxseg.errors import GeometryError, InputError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+AXES = ("LR", "PA", "IS")  # codes of the ends of the world's axes
 _MAX_SHEAR = 1e-3  # cosine between two axes; float32 affines stay below 1e-5
 
 
@@ -22,10 +23,12 @@ class Rules:
     """What a reader may accept.
 
     Attributes:
-        policy: which of two contradicting affines of a NIfTI file to believe.
+        policy: which affine to believe of a NIfTI file that states two; one that states one alone has that.
         assume_orientation: axis codes such as "RAS" for a file that states no orientation at all.
         max_voxels, max_bytes: caps checked before anything is allocated.
         burned_in: whether a DICOM object may have text burned into its pixels, which may name the patient.
+
+    Raises GeometryError for axis codes that are none.
     """
 
     policy: Literal["sform", "qform"] | None = None
@@ -33,6 +36,14 @@ class Rules:
     max_voxels: int = 2**31
     max_bytes: int = 2**33
     burned_in: bool = False
+
+    def __post_init__(self) -> None:
+        codes = self.assume_orientation
+        if codes is not None and (len(codes) != 3 or any(sum(code in pair for code in codes.upper()) != 1 for pair in AXES)):
+            raise GeometryError(f"assume_orientation {codes!r}: expected three letters such as 'RAS', one out of each of L/R, P/A, I/S")
+
+
+PLAIN = Rules()  # nothing is assumed, and what contradicts itself is refused
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from jaxseg.data.io.decoded import Header, Rules, check_caps, usable_affine
+from jaxseg.data.io.decoded import AXES, Header, Rules, check_caps, usable_affine
 from jaxseg.data.volume import Grid
 from jaxseg.errors import GeometryError, InputError
 
@@ -138,16 +138,14 @@ def _grid(raw, shape: tuple[int, ...], name: str, rules: Rules) -> tuple[Grid, i
     codes = {"sform": int(raw["sform_code"]), "qform": int(raw["qform_code"])}
     readers = {"sform": lambda: [_sform(raw, name)], "qform": lambda: _qforms(raw, pixdim, name)}
     stated = [form for form in ("sform", "qform") if codes[form] > 0]
-    if rules.policy and rules.policy not in stated:
-        stated_text = " and ".join(stated) or "neither form"
-        raise GeometryError(f"{name}: policy {rules.policy!r} was asked for, but the file states {stated_text}")
     if not stated:
         affine, chosen = assumed_affine(size, pixdim[1:4], f"{name} (qform_code and sform_code are 0)", rules), "qform"
         notes.append(f"orientation {rules.assume_orientation} assumed: the file states none")
     else:
-        chosen = rules.policy or stated[0]
+        believed = rules.policy if rules.policy in stated else None
+        chosen = believed or stated[0]
         affine = readers[chosen]()[0]
-        if rules.policy is None:
+        if believed is None:
             rivals = {form: readers[form]() for form in stated[1:]} or {"pixdim": [_with_sizes(affine, pixdim)]}
             grids = {form: [Grid(size, each) for each in affines] for form, affines in rivals.items()}
             _check_agreement(Grid(size, affine), grids, chosen, name)
@@ -169,7 +167,9 @@ def _qforms(raw, pixdim: np.ndarray, name: str) -> list[np.ndarray]:
     b, c, d = (float(raw[f"quatern_{axis}"]) for axis in "bcd")
     rest = 1 - (b * b + c * c + d * d)
     if not rest > -_QUATERNION_ROUNDING:
-        raise GeometryError(f"{name}: the qform's quaternion is not a rotation; mend the header, or choose policy 'sform'")
+        raise GeometryError(
+            f"{name}: the qform's quaternion is not a rotation; mend the header, or go by the sform (--qform-sform sform; policy='sform')"
+        )
     # The scalar part is taken positive, as NIfTI says; where it may be rounding alone it is 0, as nibabel has it.
     scalars = [math.sqrt(rest)] if rest > _HALF_TURN else [0.0]
     if abs(rest) < 3 * _HALF_TURN:
@@ -213,8 +213,8 @@ def _check_agreement(grid: Grid, rivals: dict[str, list[Grid]], chosen: str, nam
             what = "a mirror image (left and right are swapped)" if flipped else f"corners up to {grid.offset_from(rival):.1f} voxels apart"
             raise GeometryError(
                 f"{name}: {chosen} and {form} contradict each other: {what}. {chosen}: {grid.describe()}; {form}: {rival.describe()}. "
-                "Find out which is right, choose policy 'sform' or 'qform', and write the file anew for all other programs: "
-                "save_volume(load_volume(path, policy=…), new_path)"
+                "Find out which is right and say so (--qform-sform; load_volume: policy=, 'sform' or 'qform'), or write the file anew, for all other "
+                "programs too: save_volume(load_volume(path, policy=…), new_path)"
             )
 
 
@@ -224,12 +224,10 @@ def assumed_affine(size: tuple[int, int, int], spacing: np.ndarray, name: str, r
     if codes is None:
         raise GeometryError(
             f"{name}: the file states no orientation, and readers disagree on front and back; "
-            "choose assume_orientation, such as 'RAS' or 'LAS', and write the file anew: save_volume(load_volume(path, assume_orientation=…), new_path)"
+            "find out, and say so (--assume-orientation; load_volume: assume_orientation=, such as 'RAS' or 'LAS'), or write the file anew, for all other "
+            "programs too: save_volume(load_volume(path, assume_orientation=…), new_path)"
         )
-    pairs = ("LR", "PA", "IS")
-    if len(codes) != 3 or any(sum(code in pair for code in codes.upper()) != 1 for pair in pairs):
-        raise GeometryError(f"assume_orientation {codes!r}: expected three letters such as 'RAS', one out of each of L/R, P/A, I/S")
     affine = np.eye(4)
-    affine[:3, :3] = [[step * (code == pair[1]) - step * (code == pair[0]) for code, step in zip(codes.upper(), spacing)] for pair in pairs]
+    affine[:3, :3] = [[step * (code == pair[1]) - step * (code == pair[0]) for code, step in zip(codes.upper(), spacing)] for pair in AXES]
     affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(size) - 1) / 2)
     return affine

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from jaxseg.data.io import scans
-from jaxseg.data.io.decoded import Decoded, Rules, slices_of
+from jaxseg.data.io.decoded import PLAIN, Decoded, Rules, slices_of
 from jaxseg.data.volume import Grid, Source, Volume, stack_channels, to_ras
 from jaxseg.errors import InputError
 
@@ -27,6 +27,7 @@ def load_volume(
     burned_in: bool = False,
     max_voxels: int = 2**31,
     max_bytes: int = 2**33,
+    rules: Rules | None = None,
 ) -> Volume:
     """Read a scan: NIfTI (also as a pair), NRRD, MetaImage, or a DICOM series by its folder or one of its files.
 
@@ -36,17 +37,18 @@ def load_volume(
         path: one file, several (a channel each), or {channel: file}. Several are put onto the first one's grid by world coordinates.
         channels: names of the channels of one 4-D file (which is refused without them) or of the files in a list; by default a
             channel is called as its file.
-        policy: which affine to believe where qform and sform contradict each other (refused without it).
+        policy: which affine to believe where a NIfTI file states qform and sform (refused without it where they contradict each other).
         assume_orientation: axis codes such as "RAS" for files that state no orientation (refused without it).
         nonfinite: value that replaces NaN and infinities (refused without it).
         series: which series of a folder with several (the error without it lists their keys).
         burned_in: read DICOM objects with text burned into their pixels, which may name the patient (refused without it).
         max_voxels, max_bytes: caps on what a header may declare, checked before memory is taken.
+        rules: `policy`, `assume_orientation`, `burned_in` and the caps in one, such as a `Case` carries them; instead of these.
 
     Raises:
         InputError: missing, truncated or damaged file, not a 3-D scan, NaN; GeometryError: unusable or contradictory orientation.
     """
-    rules = Rules(policy, assume_orientation, max_voxels, max_bytes, burned_in)
+    rules = rules or Rules(policy, assume_orientation, max_voxels, max_bytes, burned_in)
     if isinstance(path, Mapping):
         named = [(name, Path(file)) for name, file in path.items()]
     elif isinstance(path, str | Path):
@@ -77,6 +79,7 @@ def load_label(
     assume_orientation: str | None = None,
     max_voxels: int = 2**31,
     max_bytes: int = 2**33,
+    rules: Rules | None = None,
 ) -> Volume:
     """Read a label map (any format of `load_volume`, or a DICOM segmentation whose segments do not overlap).
 
@@ -86,16 +89,16 @@ def load_label(
         InputError: values that are negative or not whole (with counts), and all that `load_volume` refuses.
     """
     path = Path(path)
-    rules = Rules(policy, assume_orientation, max_voxels, max_bytes)
+    rules = rules or Rules(policy, assume_orientation, max_voxels, max_bytes)
     decoded = scans.decode_path(path, rules, label=True)
     scaled = decoded.header.slope != 1 or decoded.header.inter != 0
     values = decoded.values() if scaled else decoded.stored
     return _volume(path, decoded, _whole_numbers(values, path), ["label"], reorient)
 
 
-def read_grid(path: PathLike) -> Grid:
-    """The grid of a scan as stored, from its header alone; the same checks of the header as `load_volume`."""
-    return scans.header_of(Path(path), Rules()).grid
+def read_grid(path: PathLike, rules: Rules = PLAIN) -> Grid:
+    """The grid of a scan as stored, from its header alone; the same checks of the header as `load_volume`, by the same rules."""
+    return scans.header_of(Path(path), rules).grid
 
 
 def decoded_volume(path: Path, decoded: Decoded, channels: Sequence[str] | None, *, reorient: bool, nonfinite: float | None) -> Volume:
