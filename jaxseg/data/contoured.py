@@ -109,9 +109,11 @@ def _objects(roots: Sequence[Path], cases: CaseSet, left_out: dict[str, str]) ->
     """The objects that belong to each case; what is wrong with one goes to `left_out`."""
     parts: dict[str, list[ScanRef]] = {}
     found: list[ScanRef] = []
-    for ref in (ref for root in roots for ref in find_scans(root)):
+    first: dict[str, Path] = {}
+    for below, ref in ((each, ref) for each in roots for ref in find_scans(each)):
         if ref.format == "DICOM" and not ref.reason:
-            parts.setdefault(ref.key, []).append(ref)
+            if first.setdefault(ref.key, below) == below:  # a copy below another root is no part of the series
+                parts.setdefault(ref.key, []).append(ref)
         elif ref.format in ("DICOM SEG", "DICOM RTSTRUCT"):
             found.append(ref)
     series = {key: joined(refs) for key, refs in parts.items()}
@@ -200,29 +202,30 @@ def _values(
 def _drawn(objects: Sequence[_Object], values: Mapping[str, tuple[int, frozenset[str]]], out: Path) -> Path | None:
     """The label file of a case's objects; None where none of their structures is a label."""
     wanted = {name: value for value, names in values.values() for name in names}
-    objects = [each for each in objects if wanted.keys() & each.names.keys()]
-    if not objects:
+    # By their content: a copy of an object says nothing else.
+    distinct = {hashlib.sha256(each.ref.files[0].read_bytes()).hexdigest(): each for each in objects if wanted.keys() & each.names.keys()}
+    if not distinct:
         return None
     said: dict[str, _Object] = {}
-    for each in objects:
+    for each in distinct.values():
         for name in wanted.keys() & each.names.keys():
             if name in said:
                 raise InputError(
                     f"two of its DICOM objects hold contours called {each.names[name]}; leave the one that counts in the folder"
                 )
             said[name] = each
-    if len({each.series for each in objects}) > 1:
+    if len({each.series for each in distinct.values()}) > 1:
         names = ", ".join(sorted(each.names[name] for name, each in said.items()))
         raise InputError(
             f"its contours ({names}) were drawn on different series; say with label_name (--label-name) which are the label, or leave those of one "
             "series in the folder"
         )
-    grid = read_grid(objects[0].series)
+    grid = read_grid(next(iter(distinct.values())).series)
     facts = [
         grid.shape,
         grid.affine.tolist(),
         sorted(wanted.items()),
-        *(hashlib.sha256(each.ref.files[0].read_bytes()).hexdigest() for each in objects),
+        *distinct,
     ]
     path = out / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:20]}.nii.gz"
     if not path.is_file():

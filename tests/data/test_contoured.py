@@ -70,6 +70,13 @@ def test_an_index_of_them_gives_the_same_labels(archive, tmp_path, monkeypatch):
     assert store.recipe.labels == direct.recipe.labels and not store.left_out
     volumes = [sorted(str(each.entry(name).info.get("label_ml")) for name in each.names) for each in (store, direct)]
     assert volumes[0] == volumes[1]
+    # Contours below a root of their own, and a scan that lies below both.
+    shutil.copytree(archive / "P002", tmp_path / "other" / "P002")
+    shutil.move(archive / "P001" / "seg", tmp_path / "other" / "seg")
+    index_archive(["archive", "other"], tmp_path / "two")
+    both = prepare_folder(tmp_path / "two", tmp_path / "both", processes=1)
+    assert sorted(str(both.entry(name).info.get("label_ml")) for name in both.names) == volumes[0]
+    shutil.move(tmp_path / "other" / "seg", archive / "P001" / "seg")
     chosen = prepare_folder(tmp_path / "index", tmp_path / "chosen", label_name="tum*", processes=1)
     assert chosen.recipe.labels == {"tum": 1} and len(chosen.labelled) == 2
     drawn_in_seg(archive / "P001" / "again", "one", {"Tumour": box(1, 1, 1)})
