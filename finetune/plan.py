@@ -5,24 +5,25 @@ from pathlib import Path
 from finetune.config import FinetuneConfig, LossConfig
 from finetune.train import finetune
 from jaxseg.data.augment import Augment
-from jaxseg.models import UNETRConfig, ViTConfig
+from jaxseg.models import UNETRConfig, UNETRPlusConfig, ViTConfig
 from jaxseg.plan import Plan
 from jaxseg.train import LoopConfig, OptimConfig
 
 
 def plan_config(plan: Plan, store: Path, out: Path, init: Path | None) -> FinetuneConfig:
-    """The UNETR that the plan asks for.
+    """The UNETR+ or UNETR that the plan asks for.
 
     Both arms, pretrained and scratch, get the same network, crops, augmentation, steps and peak learning rate. The pretrained encoder
     learns more slowly towards its input (layer decay), which would only slow down one that starts from noise.
     """
+    family = UNETRPlusConfig if plan.decoder == "unetr_plus" else UNETRConfig
     encoder = ViTConfig(crop=plan.crop, token=plan.token, width=plan.width, depth=plan.depth, heads=plan.heads)
     return FinetuneConfig(
         store=str(store),
         out=str(out),
         init="" if init is None else str(init),
         take="network" if init and plan.objective == "lesions" else "encoder",
-        model=UNETRConfig(encoder=encoder, feature=plan.feature, stride=plan.stride),
+        model=family(encoder=encoder, feature=plan.feature, stride=plan.stride),
         batch=plan.finetune_batch,
         loss=LossConfig(batch_dice=True),
         augment=Augment.light(),

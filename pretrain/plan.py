@@ -33,7 +33,9 @@ def plan_config(plan: Plan, store: Path, out: Path) -> PretrainConfig:
 
 def _lesions(plan: Plan) -> Lesions:
     looks = {"signal": plan.signal, "spread": KNOWN_SPREAD} if plan.signal else {}
-    return Lesions(feature=plan.feature, stride=plan.stride, **looks)
+    # None, as in the settings of runs from before there was a choice.
+    decoder = None if plan.decoder == "unetr" else plan.decoder
+    return Lesions(decoder=decoder, feature=plan.feature, stride=plan.stride, **looks)
 
 
 def run(plan: Plan, store: Path, out: Path) -> Path:

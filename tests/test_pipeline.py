@@ -21,6 +21,7 @@ from jaxseg.data.volume import Volume, resample_to_spacing
 from jaxseg.errors import ConfigError, InputError
 from jaxseg.files import write_json
 from jaxseg.job_report import draw_report
+from jaxseg.models import UNETRConfig, UNETRPlusConfig
 from jaxseg.pipeline import MainJob, Trainers, _read_inputs, _same_channels, run_main_job
 from jaxseg.plan import Plan, make_plan
 from pretrain import plan as pretrain_plan
@@ -194,10 +195,16 @@ def test_a_signal_needs_artificial_lesions_and_channels_that_are_there():
         make_plan(recipe, minutes=1, seed=0, objective="lesions", signal={"T9": (1.0, 0.0, 0.0)})
 
 
-def test_lesions_and_plans_from_before_muon_learn_by_adamw():
+def test_plans_from_before_a_choice_keep_what_there_was():
     recipe = Recipe(channels=("T1", "T2"), spacing=(3.0, 3.0, 3.0), intensity=("zscore", "zscore"))
     plan = make_plan(recipe, minutes=1, seed=0)
-    old = Plan.from_json({name: value for name, value in as_json(plan).items() if name != "muon"})
+    old = Plan.from_json({name: value for name, value in as_json(plan).items() if name not in ("muon", "decoder")})
+    for each, family in ((plan, UNETRPlusConfig), (old, UNETRConfig)):
+        network = finetune_plan.plan_config(each, Path("store"), Path("out"), None).model
+        assert type(network) is family and (network.feature, network.stride) == (16, 2)
+    for each, decoder in ((plan, "unetr_plus"), (old, None)):
+        lesions = pretrain_plan.plan_config(dataclasses.replace(each, objective="lesions"), Path("store"), Path("out")).lesions
+        assert lesions is not None and lesions.decoder == decoder
     for each, muon in ((plan, True), (old, False), (make_plan(recipe, minutes=1, seed=0, objective="lesions"), False)):
         assert pretrain_plan.plan_config(each, Path("store"), Path("out")).optim.muon is muon
         assert finetune_plan.plan_config(each, Path("store"), Path("out"), None).optim.muon is muon
