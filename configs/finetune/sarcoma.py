@@ -2,24 +2,25 @@
 
 jaxseg finetune sarcoma --store runs/sarcoma/store --init runs/sarcoma/mae --labels 5 --out runs/sarcoma/finetune
 
-Cost and score: docs/results.md, "Sarcoma".
+UNETR+ at full resolution, by Muon, as was chosen on brains. With five labels (test patients, mean of five draws) 0.746 Dice from scratch and 0.769 with the
+encoder; other numbers of labels: not measured. About 10 minutes on one core. docs/results.md, "Sarcoma".
 """
 
 from pathlib import Path
 
 from finetune.config import FinetuneConfig, LossConfig
 from jaxseg.data.augment import Augment
-from jaxseg.models import UNETRConfig, ViTConfig
+from jaxseg.models import UNETRPlusConfig, ViTConfig
 from jaxseg.train import LoopConfig, OptimConfig
 
 SPLIT = Path(__file__).resolve().parents[1] / "splits" / "sarcoma.json"
 
 config = FinetuneConfig(
     split=f"{SPLIT}:draws.0",
-    model=UNETRConfig(encoder=ViTConfig(crop=(32, 32, 32), token=(4, 4, 4), width=128, depth=6, heads=4), feature=16, stride=2),
+    model=UNETRPlusConfig(encoder=ViTConfig(crop=(32, 32, 32), token=(4, 4, 4), width=128, depth=6, heads=4), feature=32, stride=1),
     batch=4,
     loss=LossConfig(batch_dice=True),
     augment=Augment.light(),
-    optim=OptimConfig(lr=2e-3, warmup=50, layer_decay=0.75),
+    optim=OptimConfig(muon=True, lr=5e-3, warmup=50, layer_decay=0.75),
     loop=LoopConfig(steps=300, save_every=300),
 )

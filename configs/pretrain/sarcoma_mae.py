@@ -3,7 +3,8 @@
 jaxseg prepare SARCOMA --out runs/sarcoma/store --spacing 3,3,3.27
 jaxseg pretrain sarcoma_mae --store runs/sarcoma/store --out runs/sarcoma/mae
 
-Tokens of 12 to 13 mm, three quarters hidden in units of two tokens (about 25 mm). Cost and score: docs/results.md, "Sarcoma".
+Tokens of 12 to 13 mm, three quarters hidden in units of two tokens (about 25 mm). About 22 minutes on one core.
+With the encoder and from scratch 0.769 and 0.746 Dice, five labels, mean of five draws. docs/results.md, "Sarcoma".
 """
 
 from pathlib import Path
@@ -26,6 +27,6 @@ config = PretrainConfig(
     ),
     batch=8,
     augment=Augment.light(),
-    optim=OptimConfig(lr=1e-3, warmup=100),
-    loop=LoopConfig(steps=1000, save_every=500),
+    optim=OptimConfig(muon=True, lr=2e-3, warmup=100),
+    loop=LoopConfig(steps=4000, save_every=1000),
 )
