@@ -8,7 +8,7 @@ All that is known beforehand is that living tumour takes up more FDG than the ti
 close to each lesion, because nearly every crop of these scans holds a true one.
 
 The UNETR+ of the `sarcoma` fine-tuning is trained whole: not measured. A small UNETR (`--lesions.decoder unetr --lesions.feature 16 --lesions.stride 2`)
-lost against scratch (docs/results.md, "Sarcoma"), perhaps because of true tumours, which was not tried: next to an artificial lesion they are learnt to be none.
+lost against scratch (docs/results.md, "Sarcoma"), perhaps because of true tumours, which are learnt to be none next to an artificial lesion: not tried.
 """
 
 import dataclasses
