@@ -30,7 +30,7 @@ class Plan:
         token: voxels of a token, per axis; about a cube in millimetres.
         width, depth, heads: of the encoder.
         pretrain_steps, pretrain_batch, pretrain_lr, finetune_steps, finetune_batch, finetune_lr: the two runs.
-        decoder: the network around the encoder: a UNETR+, or a UNETR, as plans from before there was a choice.
+        decoder: the network around the encoder: a UNETR+, or a UNETR, as for artificial lesions and in plans from before there was a choice.
         feature, stride: of its convolutional path.
         layer_decay: of the learning rate of a pretrained encoder; one that starts from scratch learns everywhere alike.
         muon: both runs learn by Muon (`jaxseg.train.OptimConfig.muon`), with these learning rates; AdamW where not, as plans from before it existed.
@@ -110,7 +110,7 @@ def make_plan(
         pretrain_lr=1.5e-3 if lesions else 2e-3,
         finetune_lr=1.5e-3 if lesions else 5e-3,
         muon=not lesions,
-        decoder="unetr_plus",
+        decoder="unetr" if lesions else "unetr_plus",
         feature=16,
         stride=2,
         layer_decay=1.0 if lesions else 0.75,

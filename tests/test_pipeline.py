@@ -202,9 +202,12 @@ def test_plans_from_before_a_choice_keep_what_there_was():
     for each, family in ((plan, UNETRPlusConfig), (old, UNETRConfig)):
         network = finetune_plan.plan_config(each, Path("store"), Path("out"), None).model
         assert type(network) is family and (network.feature, network.stride) == (16, 2)
-    for each, decoder in ((plan, "unetr_plus"), (old, None)):
-        lesions = pretrain_plan.plan_config(dataclasses.replace(each, objective="lesions"), Path("store"), Path("out")).lesions
+    # Of artificial lesions the whole network is taken: both trainings must ask for the same one.
+    drawn = make_plan(recipe, minutes=1, seed=0, objective="lesions")
+    for each, decoder in ((drawn, None), (dataclasses.replace(drawn, decoder="unetr_plus"), "unetr_plus")):
+        lesions = pretrain_plan.plan_config(each, Path("store"), Path("out")).lesions
         assert lesions is not None and lesions.decoder == decoder
+        assert isinstance(finetune_plan.plan_config(each, Path("store"), Path("out"), None).model, UNETRPlusConfig) is (decoder is not None)
     for each, muon in ((plan, True), (old, False), (make_plan(recipe, minutes=1, seed=0, objective="lesions"), False)):
         assert pretrain_plan.plan_config(each, Path("store"), Path("out")).optim.muon is muon
         assert finetune_plan.plan_config(each, Path("store"), Path("out"), None).optim.muon is muon

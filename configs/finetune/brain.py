@@ -7,6 +7,7 @@ scratch 0.920: here the start of the encoder is worth next to nothing. With one 
 About 40 minutes on one core. docs/results.md, "Brain".
 """
 
+import dataclasses
 from pathlib import Path
 
 from finetune.config import FinetuneConfig, LossConfig
@@ -21,7 +22,7 @@ config = FinetuneConfig(
     model=UNETRPlusConfig(encoder=ViTConfig(crop=(32, 32, 32), token=(4, 4, 4), width=128, depth=6, heads=4), feature=32, stride=1),
     batch=4,
     loss=LossConfig(batch_dice=True),
-    augment=Augment.light(),
+    augment=dataclasses.replace(Augment.light(), flip=(0.5, 0.0, 0.0)),  # no brain is upside down
     optim=OptimConfig(muon=True, lr=5e-3, warmup=100, layer_decay=0.75),
     loop=LoopConfig(steps=1000, save_every=250),
 )

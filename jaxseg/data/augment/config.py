@@ -22,7 +22,8 @@ class Augment:
     """How often (probability per sample) and how strongly each transform acts; a probability of 0 leaves it out of the program.
 
     Attributes:
-        flip: probability per axis; set it to 0 along x where labels tell left from right.
+        flip: probability per axis; set it to 0 along x where labels tell left from right. Few bodies lie upside down or back to front: on brains
+            mirroring along x alone is better (docs/results.md); all three axes are nnU-Net's.
         affine: rotation and scaling together. `rotate` and `rescale` draw each on its own, independently, as nnU-Net does.
         rotation: largest angle about each axis, degrees.
         scale: magnification, uniform in the logarithm; `scale_each_axis` is the part of scaled samples that draw one per axis.
