@@ -48,7 +48,9 @@ def _orientation(parser: argparse.ArgumentParser) -> None:
         default="refuse",
         help="which form of a NIfTI file counts where it states two (default: refuse it where they conflict)",
     )
-    parser.add_argument("--assume-orientation", help="axes such as RAS or LPS of files that state none (default: refuse them)")
+    parser.add_argument(
+        "--assume-orientation", type=str.upper, help="axes such as RAS or LPS of files that state none (default: refuse them)"
+    )
 
 
 def _with_config(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +125,7 @@ def _index(verbs) -> None:
     )
     parser.add_argument(
         "--assume-orientation",
+        type=str.upper,
         help="axes such as RAS or LPS of files that state none; prepare goes by it (default: they are left out)",
     )
     parser.add_argument(

@@ -92,7 +92,7 @@ def test_another_assumption_prepares_the_cases_again(tmp_path):
 def test_prepare_goes_by_what_the_index_was_told(tmp_path, capsys):
     bare = unstated(write_scans(tmp_path / "bare", count=2))
     index, store = str(tmp_path / "index"), str(tmp_path / "store")
-    assert main(["index", str(bare), "--out", index, "--assume-orientation", "LAS"]) == 0
+    assert main(["index", str(bare), "--out", index, "--assume-orientation", "las"]) == 0
     assert main(["prepare", index, "--out", store, "--processes", "1", "--assume-orientation", "RAS"]) == 2
     assert "jaxseg index" in capsys.readouterr().err
     assert main(["prepare", index, "--out", store, "--processes", "1"]) == 0
