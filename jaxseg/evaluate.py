@@ -5,6 +5,7 @@ distances are the diagonal of the image.
 """
 
 import csv
+import functools
 import io
 import math
 import types
@@ -18,7 +19,7 @@ import numpy as np
 from jaxseg import __version__
 from jaxseg.data.cases import Case, find_cases
 from jaxseg.data.contoured import DRAWN, draw_contours
-from jaxseg.data.io import load_label
+from jaxseg.data.io import find_scans, load_label
 from jaxseg.data.io.decoded import PLAIN, Rules
 from jaxseg.data.recipe import Recipe
 from jaxseg.data.staging import without_paths
@@ -175,11 +176,12 @@ def _truths(
     folder: Path, drawn: Path, values: Mapping[str, int | list[int]] | None, label_name: str | None
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """Case id → truth, and those that could not be drawn of DICOM contours, with the reason."""
+    scans = functools.cache(lambda root: tuple(find_scans(root)))
     try:
         return label_files(folder), {}
     except InputError as no_files:
         try:
-            cases = find_cases(folder)
+            cases = find_cases(folder, scans=scans)
         except InputError:
             raise no_files from None
         if cases.kind != "DICOM":
@@ -189,7 +191,7 @@ def _truths(
             f"{folder}: its truths are DICOM contours, which have names and no values: say with --like MODEL, --labels NAME=VALUE,… or --label-name "
             "which structure is which label of the predictions"
         )
-    contoured = draw_contours(cases, [folder], drawn, label=label_name, labels=values)
+    contoured = draw_contours(cases, [folder], drawn, label=label_name, labels=values, scans=scans)
     truths = {case.id: case.label for case in contoured.cases if case.label is not None}
     if not truths:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in [*contoured.left_out.items()][:2])

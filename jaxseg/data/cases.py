@@ -6,7 +6,7 @@
 import dataclasses
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from jaxseg.data import layouts
 from jaxseg.data.archive.patients import is_numbered, owner_of
 from jaxseg.data.dicom_cases import dicom_cases
 from jaxseg.data.io.decoded import PLAIN, Rules
-from jaxseg.data.io.scans import stem
+from jaxseg.data.io.scans import ScanRef, find_scans, stem
 from jaxseg.data.layouts import Declared
 from jaxseg.data.scan_names import Found, is_anonymisation, is_called, is_modality, numbers_are_channels, tokens
 from jaxseg.errors import InputError
@@ -75,7 +75,13 @@ class CaseSet:
 
 
 def find_cases(
-    folder: str | Path, *, channels: Sequence[str] | None = None, label: str | None = None, labels: bool = True, dicom: bool = True
+    folder: str | Path,
+    *,
+    channels: Sequence[str] | None = None,
+    label: str | None = None,
+    labels: bool = True,
+    dicom: bool = True,
+    scans: Callable[[Path], Iterable[ScanRef]] = find_scans,
 ) -> CaseSet:
     """Sort the scans of a folder into cases, by their names alone (a broken scan is found like any other).
 
@@ -96,6 +102,7 @@ def find_cases(
         label: which file is the label, where several might be: its name or the part after the case id, such as "tumour".
         labels: pass labels over where this is False: a job that needs none is not stopped by a label too many, or one without an image.
         dicom: look for DICOM series where there is no other scan.
+        scans: what reads the headers of these (`find_scans`, or one that keeps what it read for who needs it again).
 
     Raises:
         InputError: no case was found, a case has several possible labels or files of the same channel, a label without an image,
@@ -108,7 +115,7 @@ def find_cases(
         found, declared, kind = layouts.recognise(folder, label)
     except layouts.NothingFound as nothing:
         try:
-            studies = dicom_cases(folder) if dicom else []
+            studies = dicom_cases(folder, scans) if dicom else []
         except InputError as none:
             raise InputError(f"{nothing}. {none}") from None
         if not studies:

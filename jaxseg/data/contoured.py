@@ -1,9 +1,10 @@
 """Cases of a folder whose contours may be DICOM objects (SEG, RTSTRUCT), which are drawn as label files. Called by `prepare`, the pipeline and studies."""
 
 import dataclasses
+import functools
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -62,12 +63,19 @@ def find_contoured(
         InputError: as of both.
     """
     folder = Path(folder)
-    cases = find_cases(folder, channels=channels, label=label)
-    return draw_contours(cases, [folder], out, label=label, labels=labels) if cases.kind == "DICOM" else Contoured(cases)
+    scans = functools.cache(lambda root: tuple(find_scans(root)))  # of a large archive, minutes
+    cases = find_cases(folder, channels=channels, label=label, scans=scans)
+    return draw_contours(cases, [folder], out, label=label, labels=labels, scans=scans) if cases.kind == "DICOM" else Contoured(cases)
 
 
 def draw_contours(
-    cases: CaseSet, roots: Sequence[Path], out: Path, *, label: str | None = None, labels: Mapping[str, int | list[int]] | None = None
+    cases: CaseSet,
+    roots: Sequence[Path],
+    out: Path,
+    *,
+    label: str | None = None,
+    labels: Mapping[str, int | list[int]] | None = None,
+    scans: Callable[[Path], Iterable[ScanRef]] = find_scans,
 ) -> Contoured:
     """The cases, those of DICOM series with label files that are drawn into `out` of the SEG and RTSTRUCT objects below `roots`.
 
@@ -80,12 +88,13 @@ def draw_contours(
         label: the structures that are the label, as patterns with "," between and "*" for anything, capitals aside ("gtv*,tumour"). What matches
             is one label, everything else is background.
         labels: name → value, where these are known (those of the training cases); structures of other names are background.
+        scans: what reads the headers below a root.
 
     Raises:
         InputError: no structure below the roots matches `label`.
     """
     left_out: dict[str, str] = {}
-    objects = _objects(roots, cases, left_out)
+    objects = _objects([(root, ref) for root in roots for ref in scans(root)], cases, left_out)
     try:
         values = _values([name for each in objects.values() for one in each for name in one.names.items()], label, labels)
     except InputError as error:
@@ -105,14 +114,14 @@ def draw_contours(
     return Contoured(found, {f"{case}/{CONTOURS}": reason for case, reason in left_out.items()})
 
 
-def _objects(roots: Sequence[Path], cases: CaseSet, left_out: dict[str, str]) -> dict[str, list[_Object]]:
-    """The objects that belong to each case; what is wrong with one goes to `left_out`."""
+def _objects(scans: Sequence[tuple[Path, ScanRef]], cases: CaseSet, left_out: dict[str, str]) -> dict[str, list[_Object]]:
+    """The objects that belong to each case, of the scans below each root; what is wrong with one goes to `left_out`."""
     parts: dict[str, list[ScanRef]] = {}
     found: list[ScanRef] = []
     first: dict[str, Path] = {}
-    for below, ref in ((each, ref) for each in roots for ref in find_scans(each)):
+    for root, ref in scans:
         if ref.format == "DICOM" and not ref.reason:
-            if first.setdefault(ref.key, below) == below:  # a copy below another root is no part of the series
+            if first.setdefault(ref.key, root) == root:  # a copy below another root is no part of the series
                 parts.setdefault(ref.key, []).append(ref)
         elif ref.format in ("DICOM SEG", "DICOM RTSTRUCT"):
             found.append(ref)

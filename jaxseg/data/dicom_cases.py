@@ -1,7 +1,7 @@
 """The cases of a folder of DICOM series, by their headers alone. Called by `cases` where a folder holds no file of another format."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,18 +21,21 @@ class DicomCase:
     patient: str
 
 
-def dicom_cases(root: Path) -> list[DicomCase]:
+def dicom_cases(root: Path, scans: Callable[[Path], Iterable[ScanRef]] = find_scans) -> list[DicomCase]:
     """The studies below a folder, each called by the folders on the way to it, with a channel a modality as the index guesses it.
 
     What is no scan (localisers, reports, segmentations) is passed over. A second series of the same modality begins a case of its own. Series that
     share a folder are found by the folder, and refused by their reader, which says so. An empty list where there is no DICOM file.
+
+    Args:
+        scans: what reads the headers below a folder.
 
     Raises:
         InputError: there are DICOM files, but no scan among them, with the reasons.
     """
     series: dict[str, list[ScanRef]] = {}
     reasons = []
-    for ref in find_scans(root):
+    for ref in scans(root):
         if ref.format.startswith("DICOM") and (ref.reason or ref.format != "DICOM"):
             reasons.append(f"{ref.path.name}: {ref.reason or f'a {ref.format} object'}")
         elif ref.format == "DICOM":

@@ -8,7 +8,7 @@ import pytest
 from jaxseg.cli import main
 from jaxseg.data.archive import index_archive
 from jaxseg.data.contoured import find_contoured
-from jaxseg.data.io import load_label, save_volume
+from jaxseg.data.io import load_label, save_volume, scans
 from jaxseg.data.volume import to_grid
 from jaxseg.errors import InputError
 from jaxseg.files import read_json
@@ -60,6 +60,13 @@ def test_a_store_is_prepared_of_them_with_the_names_of_the_structures(archive, t
     like = prepare_folder(other, tmp_path / "second", like=tmp_path / "store", processes=1)
     assert like.recipe.labels == store.recipe.labels
     assert like.entry(like.names[0]).info["label_ml"] == {"1": 0.0, "2": pytest.approx(3 * 0.75 / 1000, abs=1e-4)}
+
+
+def test_the_headers_of_an_archive_are_read_once(archive, tmp_path, monkeypatch):
+    folders, real = [], scans._scans_of
+    monkeypatch.setattr(scans, "_scans_of", lambda folder, *rest: (folders.append(folder.name), real(folder, *rest))[1])
+    assert len(find_contoured(archive, tmp_path / "drawn").cases) == 3
+    assert folders.count("P003") == 1  # nobody contoured it, so its grid is not asked for either
 
 
 def test_an_index_of_them_gives_the_same_labels(archive, tmp_path, monkeypatch):
