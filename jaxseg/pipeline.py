@@ -19,7 +19,7 @@ from jaxseg.clock import StageClock
 from jaxseg.config import as_json
 from jaxseg.data.archive import index_archive, read_index
 from jaxseg.data.archive.patients import patient_key
-from jaxseg.data.cases import Case, CaseSet, find_cases
+from jaxseg.data.cases import Case, CaseSet, find_cases, unpacked
 from jaxseg.data.contoured import DRAWN, find_contoured
 from jaxseg.data.duplicates import scans_of_cases, scans_of_store
 from jaxseg.data.io.decoded import Rules
@@ -207,6 +207,7 @@ def _read_inputs(job: MainJob) -> Inputs:
         index = index_archive(
             [job.unlabelled],
             job.out / "index",
+            channels=next((case.packed for case in unlabelled if case.packed), None),
             policy=job.policy,
             assume_orientation=job.assume_orientation,
             salt=None,
@@ -256,7 +257,7 @@ def _same_channels(cases: CaseSet, channels: Sequence[str], folder: Path) -> Cas
         return cases
     wanted = {name.lower() for name in channels}
     kept = []
-    for case in cases:
+    for case in (unpacked(case, channels) for case in cases):
         images = {name: path for name, path in case.images.items() if name.lower() in wanted}
         if images:
             kept.append(dataclasses.replace(case, images=images))

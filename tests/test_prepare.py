@@ -14,6 +14,7 @@ from jaxseg.data.recipe import Recipe
 from jaxseg.data.stacking import stack_case
 from jaxseg.data.volume import Volume
 from jaxseg.errors import ConfigError, InputError
+from jaxseg.pipeline import MainJob, _read_inputs
 from jaxseg.prepare import Wishes, prepare_folder
 from jaxseg.zoo import create_model, save_model
 from tests.tiny_store import write_scans
@@ -112,3 +113,26 @@ def test_a_model_whose_card_says_no_recipe_is_no_example(scans, tmp_path):
     save_model(tmp_path / "model", network, {"channels": ["T1", "T2"]})
     with pytest.raises(InputError, match=r"model: the card .* names no recipe"):
         prepare_folder(scans, tmp_path / "store", like=tmp_path / "model")
+
+
+def test_4_d_files_are_read_by_the_channels_that_the_user_names(scans, tmp_path):
+    """Without a dataset.json nobody knows them: said to the index, or to prepare; the main job knows them from what is labelled."""
+    packed = tmp_path / "packed"
+    for case in find_cases(scans):
+        one, two = (load_volume(case.images[name], channels=[name]) for name in ("T1", "T2"))
+        save_volume(
+            dataclasses.replace(one, array=np.concatenate([one.array, two.array], -1), channels=("T1", "T2")), packed / f"{case.id}.nii.gz"
+        )
+    with pytest.raises(InputError, match="name its channels"):
+        prepare_folder(packed, tmp_path / "no", processes=1)
+    with pytest.raises(InputError, match="no case has the channel T1, T2, T3; there is: image"):
+        prepare_folder(packed, tmp_path / "no", channels=("T1", "T2", "T3"), processes=1)
+    plain = prepare_folder(scans, tmp_path / "plain", processes=1)
+    named = prepare_folder(packed, tmp_path / "named", channels=("T1", "T2"), processes=1)
+    index_archive(packed, tmp_path / "index", channels=("T1", "T2"))
+    indexed = prepare_folder(tmp_path / "index", tmp_path / "indexed", processes=1)
+    for store in (named, indexed):
+        assert store.recipe.channels == ("T1", "T2") and store.names == plain.names
+        np.testing.assert_array_equal(store.arrays("case_1").image, plain.arrays("case_1").image)
+    inputs = _read_inputs(MainJob(unlabelled=packed, labelled=scans, out=tmp_path / "job"))
+    assert not inputs.left_out and [case.packed for case in inputs.unlabelled] == 3 * [("T1", "T2")]

@@ -16,6 +16,7 @@ from jaxseg.data.dicom_cases import dicom_cases
 from jaxseg.data.io.decoded import PLAIN, Rules
 from jaxseg.data.io.scans import ScanRef, find_scans, stem
 from jaxseg.data.layouts import Declared
+from jaxseg.data.packed import holds_channels
 from jaxseg.data.scan_names import Found, is_anonymisation, is_called, is_modality, numbers_are_channels, tokens
 from jaxseg.errors import InputError
 
@@ -98,7 +99,8 @@ def find_cases(
     what anonymisation took away (`T1_anon_mask`).
 
     Args:
-        channels: use these channels in this order (any case of letters); a case that lacks one is kept without it.
+        channels: use these channels in this order (any case of letters); a case that lacks one is kept without it. A 4-D file with as many volumes,
+            called after none of them, holds them in this order: for that headers are read.
         label: which file is the label, where several might be: its name or the part after the case id, such as "tumour".
         labels: pass labels over where this is False: a job that needs none is not stopped by a label too many, or one without an image.
         dicom: look for DICOM series where there is no other scan.
@@ -229,11 +231,24 @@ def _check_unique(folder: Path, cases: list[Case]) -> None:
         )
 
 
+def unpacked(case: Case, channels: Sequence[str]) -> Case:
+    """The case with its only file under each of `channels`, where that file is 4-D with just as many volumes and is called after none of them."""
+    names = {name.lower() for name in channels}
+    if len(case.images) != 1 or names & {name.lower() for name in case.images}:
+        return case
+    [path] = case.images.values()
+    return (
+        dataclasses.replace(case, images=dict.fromkeys(channels, path), packed=tuple(channels)) if holds_channels(path, channels) else case
+    )
+
+
 def _case_set(folder: Path, cases: list[Case], declared: Declared, kind: str, channels: Sequence[str] | None) -> CaseSet:
     spelling: dict[str, str] = {name.lower(): name for name in declared.channels}
     for name in sorted({name for case in cases for name in case.images}):
         spelling.setdefault(name.lower(), name)
     if channels is not None:
+        cases = [unpacked(case, channels) for case in cases]
+        spelling |= {name.lower(): name for case in cases for name in case.packed}
         absent = [name for name in channels if name.lower() not in spelling]
         if absent:
             raise InputError(f"{folder}: no case has the channel {', '.join(absent)}; there is: {', '.join(spelling.values())}")

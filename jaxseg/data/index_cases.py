@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxseg.data.archive import Index, read_index
-from jaxseg.data.cases import Case, CaseSet, find_cases
+from jaxseg.data.cases import Case, CaseSet, find_cases, unpacked
 from jaxseg.data.contoured import draw_contours
 from jaxseg.errors import InputError
 
@@ -34,8 +34,9 @@ def cases_of_index(
 
     Files are sorted into cases root by root as `find_cases` does; images that the index says must not be trained on are taken out.
     DICOM series become a case a study, called by the study's key, with a channel for each modality; where no file of the index is a label, theirs are
-    drawn into `drawn` of SEG and RTSTRUCT objects (`draw_contours`, as `label` and `labels`). What the index was told of files without an
-    orientation, or with two, holds for the cases; text burned into pixels is refused all the same: what is made of them leaves the archive.
+    drawn into `drawn` of SEG and RTSTRUCT objects (`draw_contours`, as `label` and `labels`). What the index was told of the channels of 4-D files, and
+    of files without an orientation, or with two, holds for the cases; text burned into pixels is refused all the same: what is made of them leaves the
+    archive.
 
     Raises:
         InputError: no index, an empty one, or roots whose channels or labels cannot be one store's.
@@ -50,7 +51,8 @@ def cases_of_index(
             reasons.append(str(error))
             continue
         prefix = f"{number}-" if len(index.roots) > 1 else ""
-        sets.append(dataclasses.replace(found, cases=tuple(dataclasses.replace(case, id=prefix + case.id) for case in found)))
+        named = (unpacked(case, index.declared[number]) for case in found)
+        sets.append(dataclasses.replace(found, cases=tuple(dataclasses.replace(case, id=prefix + case.id) for case in named)))
     left_out: dict[str, str] = {}
     cases = [kept for found in sets for case in found if (kept := _sound(case, rows, left_out))]
     series = list(_dicom_cases(index, left_out, channels))

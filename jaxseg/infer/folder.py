@@ -5,15 +5,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxseg.data.cases import Case, find_cases
+from jaxseg.data.cases import Case, find_cases, unpacked
 from jaxseg.data.io.decoded import PLAIN, Rules
 from jaxseg.data.io.scans import stem
+from jaxseg.data.packed import volumes_in
 from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file
 from jaxseg.data.stacking import stack_case
 from jaxseg.errors import InputError, JaxsegError, StorageError
 from jaxseg.files import make_folder
 from jaxseg.infer.made_from import Predictions, origin_of
-from jaxseg.infer.packed import unpacked, volumes_in
 from jaxseg.infer.predict import recipe_of_model, segment
 from jaxseg.zoo import Model, load_model
 
@@ -147,7 +147,7 @@ def _files_as_case(model: Model, files: Sequence[Path], rules: Rules) -> list[Ca
     if len(files) == 1 and len(channels) > 1 and (case := unpacked(Case(name, {"image": files[0]}, rules=rules), channels)).packed:
         return [case]
     if len(files) != len(channels):
-        count = volumes_in(files[0], rules) if len(files) == 1 else 1
+        count = volumes_in(files[0]) if len(files) == 1 else 1
         given = f"{files[0]} is a 4-D file with {count} volumes" if count > 1 else f"{len(files)} files were given"
         raise InputError(
             f"this model takes {len(channels)} channels ({', '.join(channels)}), but {given}; "

@@ -66,6 +66,11 @@ class Index:
         return str(metadata(self.folder / FILE)["salt"])
 
     @property
+    def declared(self) -> tuple[tuple[str, ...], ...]:
+        """For each root the channels of its 4-D files, as they were named when it was indexed; () where nobody did."""
+        return tuple(tuple(channels) for channels in metadata(self.folder / FILE)["declared"])
+
+    @property
     def rules(self) -> Rules:
         """What its scans were read by."""
         return Rules(**metadata(self.folder / FILE)["rules"])

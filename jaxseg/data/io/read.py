@@ -106,7 +106,9 @@ def decoded_volume(path: Path, decoded: Decoded, channels: Sequence[str] | None,
     values = decoded.values()
     if values.ndim == 4 and len(channels or ()) != values.shape[3]:
         said = f"{len(channels)} were named: {', '.join(channels)}" if channels else "no channel was named"
-        raise InputError(f"{path}: a 4-D image with {values.shape[3]} volumes, but {said}; name its channels, or split it into files")
+        raise InputError(
+            f"{path}: a 4-D image with {values.shape[3]} volumes, but {said}; name its channels (--channels, channels=), or split it into files"
+        )
     if values.ndim == 3 and len(channels or " ") != 1:
         raise InputError(f"{path}: a 3-D image, but {len(channels or ())} channels were named: {', '.join(channels or ())}")
     # Slice by slice, here and below: what a whole scan is compared to takes as much memory as the scan.
