@@ -115,19 +115,9 @@ def _index(verbs) -> None:
     parser.add_argument(
         "--channels",
         type=_names,
-        help="channel names of 4-D scans, such as T1,T2 (default: those of a dataset.json, which is what prepare goes by)",
+        help="channel names of 4-D scans, such as T1,T2; prepare goes by them (default: those of a dataset.json)",
     )
-    parser.add_argument(
-        "--qform-sform",
-        choices=("refuse", "sform", "qform"),
-        default="refuse",
-        help="which form of a NIfTI file counts where it states two; prepare goes by it (default: refuse it where they conflict)",
-    )
-    parser.add_argument(
-        "--assume-orientation",
-        type=str.upper,
-        help="axes such as RAS or LPS of files that state none; prepare goes by it (default: they are left out)",
-    )
+    _orientation(parser)
     parser.add_argument(
         "--allow-burned-in", action="store_true", help="admit DICOM series with text burned into their pixels, which may name the patient"
     )
@@ -155,7 +145,9 @@ def _prepare(verbs) -> None:
     parser = _verb(verbs, "prepare", "turn scans into a store that training reads: orientation, spacing, intensity, foreground")
     parser.add_argument("source", type=Path, help="a folder of scans, or the folder of their index (`jaxseg index`)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the store; what is there and unchanged is kept")
-    parser.add_argument("--channels", type=_names, help="channel names, such as T1,PET,CT (default: those found)")
+    parser.add_argument(
+        "--channels", type=_names, help="channel names, such as T1,PET,CT; of 4-D files in their order (default: those found)"
+    )
     parser.add_argument("--dataset", help="the public dataset that it is a local copy of, such as brats2021; see `jaxseg datasets`")
     parser.add_argument(
         "--label-name",
