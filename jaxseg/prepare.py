@@ -92,7 +92,7 @@ def prepare_folder(
         label_name: which file of a case is its label, where names do not tell; of DICOM contours the structures that are (`find_contoured`).
         dataset: the public dataset that `source` is a copy of (`jaxseg.data.datasets`); its ids are public and kept as they are.
         wishes: what the recipe shall be, where the scans shall not decide.
-        rules: what holds for files that state no orientation, or two. An index was told when it was made.
+        rules: what holds for files that state no orientation, or two. An index was told when it was made: others are refused.
         like: a store or model folder whose recipe is used, so that scans fit that model.
         keep_names: keep case ids that may name people; without it they become keys, made with the secret in `OUT/names.key`.
         processes, memory_gib, stage: see `build_store`.
@@ -111,11 +111,11 @@ def prepare_folder(
     if copy is not None:
         cases, left_out = copy.cases.read_by(rules), copy.left_out
     elif (Path(source) / "scans.parquet").is_file():
-        if rules != PLAIN:
+        indexed = cases_of_index(source, Path(out) / DRAWN, channels=wanted, label=label_name, labels=labels)
+        if rules not in (PLAIN, *(case.rules for case in indexed.cases)):
             raise ConfigError(
                 f"{source}: what holds for files without an orientation, or with two, is said when the index is made (jaxseg index)"
             )
-        indexed = cases_of_index(source, Path(out) / DRAWN, channels=wanted, label=label_name, labels=labels)
         cases, left_out = indexed.cases, indexed.left_out
     else:
         contoured = find_contoured(source, Path(out) / DRAWN, channels=wanted, label=label_name, labels=labels)

@@ -13,7 +13,6 @@ from typing import Any
 from finetune.few_label.config import FewLabelConfig
 from finetune.few_label.study import Results, dataset_of, keep_own_split, run_study
 from jaxseg.data.catalog import open_store
-from jaxseg.data.io.decoded import PLAIN
 from jaxseg.errors import ConfigError
 from jaxseg.files import write_json, write_text
 from jaxseg.prepare import NAMES, Wishes, prepare_folder
@@ -58,7 +57,6 @@ def run_spacings(config: FewLabelConfig, *, run: Callable[[FewLabelConfig], Resu
 def resampled(config: FewLabelConfig, spacing: float, out: Path) -> Path:
     """The study's scans as a store of cubic voxels of `spacing` mm, by the recipe of the study's store otherwise, under the same case names."""
     key, dataset = Path(config.store) / NAMES, dataset_of(config.store)
-    indexed = dataset is None and (Path(config.scans) / "scans.parquet").is_file()
     if key.is_file() and not (out / NAMES).is_file():
         out.mkdir(parents=True, exist_ok=True)
         shutil.copy2(key, out / NAMES)
@@ -69,7 +67,7 @@ def resampled(config: FewLabelConfig, spacing: float, out: Path) -> Path:
         dataset=dataset,
         like=config.store,
         wishes=Wishes(spacing=(spacing,) * 3),
-        rules=PLAIN if indexed else open_store(config.store).rules,
+        rules=open_store(config.store).rules,
         keep_names=not key.is_file(),
         processes=1,
     )
