@@ -102,7 +102,7 @@ def _score(results: dict[str, Any], arm: str, count: Any) -> str:
     failed = sum(cell["status"] == FAILED for cell in cells)
     said = f"; {failed} failed" if failed else ""
     if all(cell["status"] == NOT_POSSIBLE for cell in cells):
-        return f"{NOT_POSSIBLE}: too few labelled cases"
+        return f"{NOT_POSSIBLE}: too few labelled cases or draws"
     point = next((point for point in results["curves"][arm] if point["labels"] == count), None)
     if point is None:
         return f"all {failed} failed" if failed == len(cells) else f"{NOT_MEASURED}{said}"

@@ -67,8 +67,9 @@ class Results:
 def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Sequence[str] | None = None) -> Results:
     """Fill in the cells that `config.cells` asks for, and write `results.json`, `table.md`, `learning_curve.png` and `index.html` into `config.out`.
 
-    A cell whose training or scoring fails is kept as failed, with the reason; one that asks for more labels than its draw has is not possible, and
-    says so. The same command goes on where it was stopped. `only`: the kinds of arms that `measure` is for; None for all but those of `ELSEWHERE`.
+    A cell whose training or scoring fails is kept as failed, with the reason; one that asks for more labels than its draw has, or for a draw that the
+    split lacks, is not possible, and says so. The same command goes on where it was stopped. `only`: the kinds of arms that `measure` is for; None for
+    all but those of `ELSEWHERE`.
 
     Raises:
         ConfigError: a field is missing or wrong, a cell was measured with other settings, scans or test cases, or what is trained on shares
@@ -76,9 +77,11 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
         StorageError, Preempted: as fine-tuning.
     """
     missing = [name for name in ("scans", "store", "out") if not getattr(config, name)]
-    missing += ["pretrained"] if not config.pretrained and {*INITIALISED, *PACED} & set(config.arms) else []
-    if missing:
-        raise ConfigError(f"a few-label study needs {', '.join('--' + name for name in missing)}")
+    taught = [] if config.pretrained else [kind for kind in config.arms if kind in INITIALISED or kind in PACED]
+    if missing or taught:
+        needs = ", ".join(f"--{name}" for name in (*missing, *(["pretrained"] if taught else [])))
+        without = f"; the arms {', '.join(taught)} need a pretraining: --arms scratch … is a study without them" if taught else ""
+        raise ConfigError(f"a few-label study needs {needs}{without}")
     arms, store = arms_of(config.arms, config.pretrained), open_store(config.store)
     stated_seconds(config)
     for arm in (arm for arm in arms if arm.given):
@@ -280,13 +283,16 @@ def _floors(config: FewLabelConfig, store: Store, split: str, tests: Sequence[Ca
 
 
 def _impossible(store: Store, split: str, cells: Sequence[Cell]) -> dict[str, str]:
-    """Why a cell cannot be, by its name: its draw has fewer labelled cases than it asks for."""
+    """Why a cell cannot be, by its name: the split has no such draw, or the draw has fewer labelled cases than it asks for."""
     reasons = {}
+    draws = read_json(Path(split)).get("draws")
     for cell in cells:
-        if cell.labels != "all":
-            there = len(select_cases(store.labelled, f"{split}:draws.{cell.draw}"))
-            if cell.labels > there:
-                reasons[cell.name] = f"N = {cell.labels}, and draw {cell.draw} of {split} has {there} labelled cases"
+        if cell.labels == "all":
+            continue
+        if isinstance(draws, list) and draws and cell.draw >= len(draws):
+            reasons[cell.name] = f"draw {cell.draw}, and {split} has draws 0 to {len(draws) - 1}"
+        elif cell.labels > (there := len(select_cases(store.labelled, f"{split}:draws.{cell.draw}"))):
+            reasons[cell.name] = f"N = {cell.labels}, and draw {cell.draw} of {split} has {there} labelled cases"
     for reason in sorted(set(reasons.values())):
         print(f"few_label: not possible: {reason}", file=sys.stderr)
     return reasons

@@ -474,6 +474,24 @@ def test_more_labels_than_a_draw_has_are_not_possible_and_the_others_go_on(data,
         run_study(study(data, tmp_path / "none", labels=(20,), draws=(0,)), measure=Pretended())
 
 
+def test_a_split_with_fewer_draws_than_the_study_asks_for_is_measured_on_those_it_has(data, tmp_path, capsys):
+    made = read_json(run_study(study(data, tmp_path / "one", labels=(1,), draws=(0,)), measure=Pretended()).folder / "split.json")
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({**made, "draws": made["draws"][:2]}))
+    config = study(data, tmp_path / "out", labels=(1,), draws=(0, 1, 2), arms=("scratch",), split=str(split), test_cases=0)
+    content = run_study(config, measure=Pretended()).content
+    assert [cell["status"] for cell in content["cells"]] == ["done", "done", "not possible"]
+    assert f"not possible: draw 2, and {split} has draws 0 to 1" in capsys.readouterr().err
+    assert "1 not measured" not in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_arms_without_a_pretraining_need_none_and_the_others_say_how_to_do_without(data, tmp_path):
+    config = study(data, tmp_path, labels=(1,), draws=(0,), arms=("scratch",))
+    assert run_study(dataclasses.replace(config, pretrained=()), measure=Pretended()).content["failures"] == []
+    with pytest.raises(ConfigError, match=r"needs --pretrained; the arms pretrained, frozen need a pretraining: --arms scratch"):
+        run_study(dataclasses.replace(config, pretrained=(), arms=("scratch", "pretrained", "frozen")), measure=Pretended())
+
+
 def test_all_labels_are_measured_once_and_stand_beside_every_draw(data, tmp_path):
     counted = Pretended()
     content = run_study(study(data, tmp_path, labels=(1, "all")), measure=counted).content
