@@ -52,7 +52,8 @@ def _call_demo(known, _rest) -> int:
 
 def _call_run(known, _rest) -> int:
     from jaxseg.compilation import use_cache
-    from jaxseg.pipeline import MainJob, run_main_job
+    from jaxseg.job_inputs import MainJob
+    from jaxseg.pipeline import run_main_job
 
     use_cache()
     job = MainJob(

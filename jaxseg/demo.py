@@ -5,7 +5,8 @@ from typing import Any
 
 from jaxseg.clock import StageClock
 from jaxseg.data.phantom import write_archive
-from jaxseg.pipeline import MainJob, Trainers, run_main_job
+from jaxseg.job_inputs import MainJob
+from jaxseg.pipeline import Trainers, run_main_job
 from jaxseg.progress import bar
 
 UNLABELLED, LABELLED, BROKEN, TRAINED_ON = 48, 32, 4, 4

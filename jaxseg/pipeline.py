@@ -7,25 +7,19 @@ command goes on where it was interrupted. Training itself is handed in (`Trainer
 import dataclasses
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
 from jaxseg.audit import refuse_overlap
 from jaxseg.clock import StageClock
 from jaxseg.config import as_json
-from jaxseg.data.archive import index_archive, read_index
-from jaxseg.data.archive.patients import patient_key
-from jaxseg.data.cases import Case, CaseSet, find_cases, unpacked
-from jaxseg.data.contoured import DRAWN, find_contoured
+from jaxseg.data.cases import Case
 from jaxseg.data.duplicates import scans_of_cases, scans_of_store
-from jaxseg.data.io.decoded import Rules
 from jaxseg.data.preprocess import check_label, guess_recipe
-from jaxseg.data.pseudonyms import may_name_people, pseudonymous
-from jaxseg.data.scan_names import modalities_differ, modality
 from jaxseg.data.staging import without_paths
 from jaxseg.data.store import Store, build_store
 from jaxseg.data.untaught import untaught
@@ -33,6 +27,7 @@ from jaxseg.errors import ConfigError, InputError
 from jaxseg.evaluate import evaluate_cases, structures_of
 from jaxseg.files import lock_folder, read_json, write_json
 from jaxseg.infer.folder import segment_cases
+from jaxseg.job_inputs import Inputs, MainJob, read_inputs
 from jaxseg.job_report import draw_report
 from jaxseg.plan import Plan, make_plan
 from jaxseg.progress import bar
@@ -40,37 +35,7 @@ from jaxseg.train.run import has_trained
 from jaxseg.zoo import load_model
 
 ARMS = ("pretrained", "scratch")
-NAMES = "names.json"  # key → case id, where ids that may name people were replaced; private
 _NOT_REMEMBERED = ("out", "allow_overlap")  # settings that change no result
-
-
-@dataclass(frozen=True)
-class MainJob:
-    """What the user asked for; see `jaxseg run --help`. `max_voxels` bounds a typical scan on the working grid, `signal` is that of a `Plan`, `policy` and
-    `assume_orientation` those of `load_volume`."""
-
-    unlabelled: Path
-    labelled: Path
-    out: Path
-    test: Path | None = None
-    labels: int | None = None
-    channels: tuple[str, ...] | None = None
-    label_name: str | None = None
-    spacing: tuple[float, float, float] | None = None
-    minutes: float = 20.0
-    seed: int = 0
-    max_voxels: int = 600_000
-    keep_names: bool = False
-    allow_overlap: bool = False
-    objective: Literal["mae", "lesions"] = "mae"
-    signal: dict[str, tuple[float, float, float]] | None = None
-    policy: Literal["sform", "qform"] | None = None
-    assume_orientation: str | None = None
-
-    @property
-    def rules(self) -> Rules:
-        """By which all its scans and labels are read."""
-        return Rules(self.policy, self.assume_orientation)
 
 
 @dataclass(frozen=True)
@@ -84,17 +49,6 @@ class Trainers:
 
     pretrain: Callable[[Plan, Path, Path], Path]
     finetune: Callable[[Plan, Path, tuple[str, ...], Path, Path | None], Path]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The cases of a job, and the scans that were left out with their reasons."""
-
-    unlabelled: CaseSet
-    labelled: CaseSet
-    test: CaseSet | None
-    left_out: list[dict[str, str]]
-    ok: int
 
 
 def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
@@ -114,7 +68,7 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
         _remember(job)
         clock = StageClock(job.out / "stages.json")
         with clock.stage("index"):
-            inputs = _read_inputs(job)
+            inputs = read_inputs(job)
         with clock.stage("prepare"):
             plan = _plan(job, inputs)
             stores = _prepare(job.out / "store", inputs, plan)
@@ -185,103 +139,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
     return list(value) if isinstance(value, tuple) else value
-
-
-def _read_inputs(job: MainJob) -> Inputs:
-    contoured = find_contoured(job.labelled, job.out / DRAWN, channels=job.channels, label=job.label_name)
-    labelled, unusable = contoured.cases.read_by(job.rules), list(contoured.left_out.items())
-    if not labelled.labelled:
-        why = "".join(f"; {name}: {reason}" for name, reason in unusable[:2])
-        raise InputError(
-            f"{job.labelled}: {len(labelled)} cases were found, none with a label; name the label's file with --label-name{why}"
-        )
-    unlabelled = _same_channels(
-        find_cases(job.unlabelled, label=job.label_name, labels=False).read_by(job.rules), labelled.channels, job.unlabelled
-    )
-    test = None
-    if job.test is not None:
-        contoured = find_contoured(job.test, job.out / DRAWN, label=job.label_name, labels=labelled.labels)
-        test = _same_channels(contoured.cases.read_by(job.rules), labelled.channels, job.test)
-        unusable += contoured.left_out.items()
-    with bar("index") as progress:
-        index = index_archive(
-            [job.unlabelled],
-            job.out / "index",
-            channels=next((case.packed for case in unlabelled if case.packed), None),
-            policy=job.policy,
-            assume_orientation=job.assume_orientation,
-            salt=None,
-            resume=True,
-            progress=progress,
-        )
-    hidden = not job.keep_names and may_name_people([case.id for cases in (labelled, test or ()) for case in cases])
-    unlabelled, labelled, *tests = _named(job, [unlabelled, labelled, *([] if test is None else [test])])
-    test = tests[0] if tests else None
-    broken = {Path(row["path"]).resolve(): row["reason"] for row in index.left_out}
-    images = {path.resolve(): f"{case.id}/{name}{''.join(path.suffixes[-2:])}" for case in unlabelled for name, path in case.images.items()}
-    left_out = [{"path": images[path], "reason": reason} for path, reason in broken.items() if path in images]
-    for name, reason in unusable:
-        case, _, what = name.partition("/")
-        left_out.append({"path": f"{patient_key(case, read_index(job.out / 'index').salt) if hidden else case}/{what}", "reason": reason})
-    return Inputs(_without(unlabelled, broken), labelled, test, left_out, ok=len(set(images) - set(broken)))
-
-
-def _named(job: MainJob, sets: Sequence[CaseSet]) -> list[CaseSet]:
-    """The cases under ids that name nobody: their own where these are codes (or names are kept), else the keys that the job's index gives them.
-
-    `OUT/names.json`, readable by its owner alone, says which key is whose.
-    """
-    naming = [not job.keep_names and may_name_people(case.id for case in cases) for cases in sets]
-    if not any(naming):
-        return list(sets)
-    salt = read_index(job.out / "index").salt
-    keys = {patient_key(case.id, salt): case.id for cases, names in zip(sets, naming) if names for case in cases}
-    path = write_json(job.out / NAMES, dict(sorted(keys.items())), mode=0o600)
-    print(
-        f"case ids that may name people were replaced by keys in all that is written; {path} says whose they are, for you alone "
-        "(--keep-names keeps the ids)",
-        file=sys.stderr,
-    )
-    return [pseudonymous(cases, salt) if names else cases for cases, names in zip(sets, naming)]
-
-
-def _same_channels(cases: CaseSet, channels: Sequence[str], folder: Path) -> CaseSet:
-    """The cases with those channels alone that the labelled ones have (in any case of letters); a lone channel needs no name, but may not state
-    another modality."""
-    if len(cases.channels) == len(channels) == 1:
-        if modalities_differ(modality(cases.channels[0]), modality(channels[0])):
-            raise InputError(
-                f"{folder}: by their names its scans are {cases.channels[0]}, those of the labelled cases {channels[0]}; give scans of one modality, or "
-                "rename the files where their names are wrong"
-            )
-        return cases
-    wanted = {name.lower() for name in channels}
-    kept = []
-    for case in (unpacked(case, channels) for case in cases):
-        images = {name: path for name, path in case.images.items() if name.lower() in wanted}
-        if images:
-            kept.append(dataclasses.replace(case, images=images))
-    if not kept:
-        raise InputError(
-            f"{folder}: its scans have the channels {', '.join(cases.channels)}, the labelled cases have {', '.join(channels)}: "
-            "none in common; name the files alike, or choose with --channels"
-        )
-    return dataclasses.replace(cases, cases=tuple(kept))
-
-
-def _without(cases: CaseSet, broken: Mapping[Path, str]) -> CaseSet:
-    """The cases with what is left of them without the broken files; a case keeps its sound channels."""
-    sound = []
-    for case in cases:
-        images = {name: path for name, path in case.images.items() if path.resolve() not in broken}
-        if images:
-            sound.append(dataclasses.replace(case, images=images))
-    if not sound:
-        raise InputError(
-            f"no scan of the unlabelled folder can be used, the first one because: {next(iter(broken.values()))} (the reasons of all: "
-            "index/scans.parquet in the output folder)"
-        )
-    return dataclasses.replace(cases, cases=tuple(sound))
 
 
 def _plan(job: MainJob, inputs: Inputs) -> Plan:

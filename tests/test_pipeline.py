@@ -20,9 +20,10 @@ from jaxseg.data.store import open_store
 from jaxseg.data.volume import Volume, resample_to_spacing
 from jaxseg.errors import ConfigError, InputError
 from jaxseg.files import write_json
+from jaxseg.job_inputs import MainJob, _same_channels, read_inputs
 from jaxseg.job_report import draw_report
 from jaxseg.models import UNETRConfig, UNETRPlusConfig
-from jaxseg.pipeline import MainJob, Trainers, _read_inputs, _same_channels, run_main_job
+from jaxseg.pipeline import Trainers, run_main_job
 from jaxseg.plan import Plan, make_plan
 from pretrain import plan as pretrain_plan
 from pretrain.implants import Lesions
@@ -331,14 +332,14 @@ def test_replaced_names_can_be_looked_up_by_their_owner_alone(tmp_path, capsys):
     job = small(tmp_path)
     for number, name in ((3, "Anna"), (4, "Bert")):
         (job.test / f"case_{number}").rename(job.test / name)
-    inputs = _read_inputs(job)
+    inputs = read_inputs(job)
     names = json.loads((job.out / "names.json").read_text())
     assert [names[case.id] for case in sorted(inputs.test, key=lambda case: names[case.id])] == ["Anna", "Bert"]
     assert [case.id for case in inputs.labelled] == ["case_0", "case_1"]
     assert (job.out / "names.json").stat().st_mode & 0o777 == 0o600
     shown = capsys.readouterr().err
     assert "names.json" in shown and "--keep-names" in shown and "Anna" not in shown
-    kept = _read_inputs(dataclasses.replace(job, out=tmp_path / "kept", keep_names=True))
+    kept = read_inputs(dataclasses.replace(job, out=tmp_path / "kept", keep_names=True))
     assert [case.id for case in kept.test] == ["Anna", "Bert"] and not (tmp_path / "kept" / "names.json").exists()
 
 
@@ -352,7 +353,7 @@ def test_contours_may_be_dicom_objects(tmp_path):
     drawn_in_seg(tmp_path / "test/P004", "test/P004", {"tumour": box(1, 1, 1)})
     drawn_in_seg(tmp_path / "test/P004/again", "test/P004", {"tumour": box(1, 1, 1)})
     folders = {name: tmp_path / folder for name, folder in (("unlabelled", "archive"), ("labelled", "labelled"), ("test", "test"))}
-    inputs = _read_inputs(MainJob(**folders, out=tmp_path / "out"))
+    inputs = read_inputs(MainJob(**folders, out=tmp_path / "out"))
     assert inputs.labelled.labels == {"Tumour": 1, "Vessel": 2} and len(inputs.labelled.labelled) == 2 and inputs.test is not None
     case, unclear = inputs.test
     assert unclear.label is None
@@ -362,12 +363,12 @@ def test_contours_may_be_dicom_objects(tmp_path):
     ]
     (tmp_path / "test/P003").rename(tmp_path / "test/Anna")
     (tmp_path / "test/P004").rename(tmp_path / "test/Berta")
-    (lost,) = _read_inputs(MainJob(**folders, out=tmp_path / "again")).left_out
+    (lost,) = read_inputs(MainJob(**folders, out=tmp_path / "again")).left_out
     assert "Berta" not in lost["path"] and lost["path"].endswith("/contours")
     for name in ("labelled/P001", "labelled/P002"):
         drawn_in_seg(tmp_path / name / "again", name, {"Tumour": box(1, 1, 1)})
     with pytest.raises(InputError, match=r"none with a label; .*P001/contours: two of its DICOM objects hold contours called Tumour"):
-        _read_inputs(MainJob(**folders, out=tmp_path / "third"))
+        read_inputs(MainJob(**folders, out=tmp_path / "third"))
 
 
 def test_a_lone_channel_of_another_modality_is_refused(tmp_path):
@@ -394,4 +395,4 @@ def test_stray_labels_among_the_unlabelled_scans_do_not_stop_a_job(tmp_path):
     (archive / "case_9").mkdir()
     (archive / "case_9" / "mask.nii.gz").write_bytes(label)
     job = MainJob(unlabelled=archive, labelled=write_scans(tmp_path / "labelled", seed=1), out=tmp_path / "out", labels=1)
-    assert [case.id for case in _read_inputs(job).unlabelled] == ["case_0", "case_1"]
+    assert [case.id for case in read_inputs(job).unlabelled] == ["case_0", "case_1"]

@@ -14,7 +14,7 @@ from jaxseg.data.recipe import Recipe
 from jaxseg.data.stacking import stack_case
 from jaxseg.data.volume import Volume
 from jaxseg.errors import ConfigError, InputError
-from jaxseg.pipeline import MainJob, _read_inputs
+from jaxseg.job_inputs import MainJob, read_inputs
 from jaxseg.prepare import Wishes, prepare_folder
 from jaxseg.zoo import create_model, save_model
 from tests.tiny_store import write_scans
@@ -134,5 +134,5 @@ def test_4_d_files_are_read_by_the_channels_that_the_user_names(scans, tmp_path)
     for store in (named, indexed):
         assert store.recipe.channels == ("T1", "T2") and store.names == plain.names
         np.testing.assert_array_equal(store.arrays("case_1").image, plain.arrays("case_1").image)
-    inputs = _read_inputs(MainJob(unlabelled=packed, labelled=scans, out=tmp_path / "job"))
+    inputs = read_inputs(MainJob(unlabelled=packed, labelled=scans, out=tmp_path / "job"))
     assert not inputs.left_out and [case.packed for case in inputs.unlabelled] == 3 * [("T1", "T2")]

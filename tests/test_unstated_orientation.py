@@ -16,7 +16,8 @@ from jaxseg.data.io import load_label, load_volume
 from jaxseg.data.io.decoded import Rules
 from jaxseg.data.store import build_store
 from jaxseg.errors import InputError
-from jaxseg.pipeline import MainJob, Trainers, run_main_job
+from jaxseg.job_inputs import MainJob
+from jaxseg.pipeline import Trainers, run_main_job
 from jaxseg.prepare import prepare_folder
 from tests.infer.test_folder import make_model
 from tests.tiny_store import write_scans
