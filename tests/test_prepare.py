@@ -1,6 +1,7 @@
 """`prepare`: from an index as from a folder, added scans alone are prepared, and every wish reaches the arrays and the recipe."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -125,8 +126,18 @@ def test_4_d_files_are_read_by_the_channels_that_the_user_names(scans, tmp_path)
         )
     with pytest.raises(InputError, match="name its channels"):
         prepare_folder(packed, tmp_path / "no", processes=1)
-    with pytest.raises(InputError, match="no case has the channel T1, T2, T3; there is: image"):
+    with pytest.raises(
+        InputError, match=r"no case has the channel T1, T2, T3; there is: image; .*nii.gz holds 2 volumes, and 3 channels are named"
+    ):
         prepare_folder(packed, tmp_path / "no", channels=("T1", "T2", "T3"), processes=1)
+    mixed = tmp_path / "mixed"
+    shutil.copytree(packed, mixed)
+    one = load_volume(next(iter(find_cases(scans))).images["T1"], channels=["T1"])
+    save_volume(dataclasses.replace(one, array=np.concatenate([one.array] * 3, -1), channels=("a", "b", "c")), mixed / "odd.nii.gz")
+    with pytest.raises(
+        InputError, match=r"case odd has none of the channels T1, T2; it has image; .*odd.nii.gz holds 3 volumes, and 2 channels"
+    ):
+        prepare_folder(mixed, tmp_path / "no", channels=("T1", "T2"), processes=1)
     plain = prepare_folder(scans, tmp_path / "plain", processes=1)
     named = prepare_folder(packed, tmp_path / "named", channels=("T1", "T2"), processes=1)
     index_archive(packed, tmp_path / "index", channels=("T1", "T2"))

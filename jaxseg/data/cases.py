@@ -16,7 +16,7 @@ from jaxseg.data.dicom_cases import dicom_cases
 from jaxseg.data.io.decoded import PLAIN, Rules
 from jaxseg.data.io.scans import ScanRef, find_scans, stem
 from jaxseg.data.layouts import Declared
-from jaxseg.data.packed import holds_channels
+from jaxseg.data.packed import holds_channels, miscounted
 from jaxseg.data.scan_names import Found, is_anonymisation, is_called, is_modality, numbers_are_channels, tokens
 from jaxseg.errors import InputError
 
@@ -251,7 +251,8 @@ def _case_set(folder: Path, cases: list[Case], declared: Declared, kind: str, ch
         spelling |= {name.lower(): name for case in cases for name in case.packed}
         absent = [name for name in channels if name.lower() not in spelling]
         if absent:
-            raise InputError(f"{folder}: no case has the channel {', '.join(absent)}; there is: {', '.join(spelling.values())}")
+            counted = next(filter(None, (miscounted(case.images.values(), channels) for case in cases)), "")
+            raise InputError(f"{folder}: no case has the channel {', '.join(absent)}; there is: {', '.join(spelling.values())}{counted}")
         spelling = {name.lower(): name for name in channels}
     chosen = []
     for case in cases:
@@ -260,6 +261,7 @@ def _case_set(folder: Path, cases: list[Case], declared: Declared, kind: str, ch
         if not kept:
             raise InputError(
                 f"{folder}: case {case.id} has none of the channels {', '.join(spelling.values())}; it has {', '.join(case.images)}"
+                + miscounted(case.images.values(), list(spelling))
             )
         chosen.append(dataclasses.replace(case, images=kept))
     return CaseSet(tuple(chosen), tuple(spelling.values()), declared.labels, kind, declared.regions)
