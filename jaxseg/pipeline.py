@@ -29,7 +29,7 @@ from jaxseg.files import lock_folder, read_json, write_json
 from jaxseg.infer.folder import segment_cases
 from jaxseg.job_inputs import Inputs, MainJob, read_inputs
 from jaxseg.job_report import draw_report
-from jaxseg.plan import Plan, make_plan
+from jaxseg.plan import CROP, Plan, make_plan
 from jaxseg.progress import bar
 from jaxseg.train.run import has_trained
 from jaxseg.zoo import load_model
@@ -145,7 +145,7 @@ def _plan(job: MainJob, inputs: Inputs) -> Plan:
     path = job.out / "plan.json"
     if path.is_file():
         return Plan.from_json(read_json(path))
-    recipe = guess_recipe(inputs.labelled, max_voxels=job.max_voxels)
+    recipe = guess_recipe(inputs.labelled, max_voxels=job.max_voxels, crop=None if job.spacing else CROP)
     if not recipe.labels:
         raise InputError(
             f"{job.labelled}: the labels of all {len(inputs.labelled.labelled)} labelled cases are empty (no voxel above 0): there is nothing to "

@@ -11,6 +11,8 @@ from jaxseg.config import from_json
 from jaxseg.data.preprocess import Recipe
 from jaxseg.errors import ConfigError
 
+TOKENS, SIDE = 8, 4  # along an axis of a crop; voxels of a token along the finest axis
+CROP = TOKENS * SIDE
 # Steps for every minute of the whole job on two cores: a quarter of the time pretrains, a quarter each fine-tunes an arm, and the rest
 # makes, prepares, segments and evaluates. docs/results.md has the runs.
 PRETRAIN_STEPS = 80
@@ -74,8 +76,8 @@ def make_plan(
     minutes: float,
     seed: int,
     devices: int = 1,
-    tokens: int = 8,
-    side: int = 4,
+    tokens: int = TOKENS,
+    side: int = SIDE,
     objective: Literal["mae", "lesions"] = "mae",
     signal: dict[str, tuple[float, float, float]] | None = None,
 ) -> Plan:

@@ -8,18 +8,29 @@ from jaxseg.data.cases import Case, CaseSet
 from jaxseg.data.io import load_label, load_volume, read_grid
 from jaxseg.data.recipe import Recipe
 from jaxseg.data.scan_names import modality
+from jaxseg.data.structure_size import structure_size
 from jaxseg.data.volume import Grid
 from jaxseg.errors import InputError
 
 _RULES = {"CT": "ct"}
+THICK = 6  # voxels across the thinnest structure, at least, of a grid that is coarser than it needs to be
+CROPS = 4  # in a scan, at least, of such a grid
 
 
 def guess_recipe(
-    cases: CaseSet | Sequence[Case], *, max_voxels: int = 2**24, channels: Sequence[str] | None = None, sample: int = 64
+    cases: CaseSet | Sequence[Case],
+    *,
+    max_voxels: int = 2**24,
+    channels: Sequence[str] | None = None,
+    sample: int = 64,
+    crop: int | None = None,
 ) -> Recipe:
     """A recipe from the cases at hand.
 
-    Spacing: the median over cases on each axis (RAS), the finest axes made coarser until the median scan has at most `max_voxels`.
+    Spacing: the median over cases on each axis (RAS), the finest axes made coarser until the median scan has at most `max_voxels`. With `crop`, voxels along
+    a training crop's finest axis, they are made coarser still while a crop is shorter than the typical structure (`structure_size`), the thinnest one
+    stays `THICK` voxels thick and the median scan holds more than `CROPS` crops (nnU-Net's bound: a crop that sees less than a quarter of a scan calls
+    for a coarser grid; Isensee et al. 2021, 10.1038/s41592-020-01008-z).
     Intensity: "ct" where a channel's name says CT or its values go below -500, else "zscore". Labels: as declared by the layout,
     else `label_N` for every value N found. Channels: as found, but first the one that labels were drawn on, so that training and
     segmenting stack the others onto the same grid. Headers of at most `sample` cases are read, evenly picked, and every label file.
@@ -36,12 +47,17 @@ def guess_recipe(
     picked = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(sample, len(found))).round().astype(int))]
     names = listed if channels else _label_channel_first(picked, listed)
     grids = _readable_grids(picked, names)
-    declared = cases.labels if isinstance(cases, CaseSet) else None
+    labels = (cases.labels if isinstance(cases, CaseSet) else None) or _labels_found(found)
+    spacing = _spacing(grids, max_voxels)
+    if crop is not None and (size := structure_size(found, labels)) is not None:
+        wanted, coarsest = round(min(size.extent / crop, size.thickness / THICK), 3), _spacing(grids, min(max_voxels, CROPS * crop**3))
+        x, y, z = (min(most, max(least, wanted)) for least, most in zip(spacing, coarsest))
+        spacing = (x, y, z)
     return Recipe(
         channels=names,
-        spacing=_spacing(grids, max_voxels),
+        spacing=spacing,
         intensity=tuple(_rule(name, picked) for name in names),
-        labels=declared or _labels_found(found),
+        labels=labels,
         regions=isinstance(cases, CaseSet) and cases.regions,
     )
 
