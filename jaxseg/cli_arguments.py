@@ -85,7 +85,9 @@ def _run(verbs) -> None:
         "--label-name",
         help="which file of a labelled case is its label, such as seg (default: recognised by name); of DICOM contours the structures, such as gtv*",
     )
-    parser.add_argument("--spacing", type=_spacing, help="working voxel size in mm, such as 1,1,3 (default: from the scans and their labels)")
+    parser.add_argument(
+        "--spacing", type=_spacing, help="working voxel size in mm, such as 1,1,3 (default: from the scans and their labels)"
+    )
     _orientation(parser)
     parser.add_argument("--keep-names", action="store_true", help=_KEEP_NAMES)
     parser.add_argument("--allow-overlap", action="store_true", help="go on where test scans or their patients are among those trained on")

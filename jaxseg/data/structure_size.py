@@ -10,6 +10,8 @@ from jaxseg.data.cases import Case
 from jaxseg.data.io import load_label
 from jaxseg.errors import InputError
 
+_ENOUGH = 2**21  # voxels of a box to measure by; every n-th of a larger one
+
 
 @dataclass(frozen=True)
 class StructureSize:
@@ -46,6 +48,8 @@ def structure_size(cases: Sequence[Case], labels: Mapping[str, int | list[int]],
         except InputError:
             continue
         array = volume.array[..., 0]
+        if array.dtype.itemsize > 2:
+            continue  # values in the millions: what they mean is for the preparing to ask
         boxes = ndimage.find_objects(array)
         for name, stated in labels.items():
             values = [value for value in np.atleast_1d(stated).tolist() if 0 < value <= len(boxes) and boxes[value - 1]]
@@ -64,6 +68,9 @@ def structure_size(cases: Sequence[Case], labels: Mapping[str, int | list[int]],
 def _largest_part(mask: Bool[np.ndarray, "x y z"], spacing: Float[np.ndarray, " 3"]) -> StructureSize:
     from scipy import ndimage
 
+    thin = int(np.ceil((mask.size / _ENOUGH) ** (1 / 3)))  # a body's label at full resolution would take gigabytes here
+    if mask[::thin, ::thin, ::thin].any():  # not so of specks that lie far apart
+        mask, spacing = mask[::thin, ::thin, ::thin], spacing * thin
     parts = np.empty(mask.shape, np.int32)
     ndimage.label(mask, output=parts)
     largest = int(np.bincount(parts.ravel())[1:].argmax()) + 1

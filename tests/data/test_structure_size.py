@@ -27,6 +27,20 @@ def test_a_size_is_that_of_the_largest_part_in_millimetres(tmp_path):
     assert size is not None and (size.extent, size.thickness) == (60, 12)
 
 
+def test_a_large_structure_is_measured_by_every_nth_voxel(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxseg.data.structure_size._ENOUGH", 20_000)
+    size = structure_size(archive(tmp_path, extent=90, thickness=60, cases=1), {"label_1": 1})
+    assert size is not None and size.extent == pytest.approx(90, abs=3) and size.thickness == pytest.approx(60, abs=6)
+    monkeypatch.setattr("jaxseg.data.structure_size._ENOUGH", 1)
+    specks = np.zeros((96, 96, 96, 1), np.uint8)
+    specks[5, 5, 5], specks[90, 90, 91] = 1, 1
+    specks[4, 90, 5] = 1
+    case = archive(tmp_path / "specks", extent=1, thickness=1, cases=1)
+    save_volume(Volume(specks, np.eye(4), ("label",)), case.labelled[0].label)
+    size = structure_size(case, {"label_1": 1})
+    assert size is not None and size.extent == 1
+
+
 def test_regions_are_measured_whole_and_the_thinnest_counts(tmp_path):
     cases = archive(tmp_path, extent=40, thickness=20)
     both = np.zeros((96, 96, 96, 1), np.uint8)
@@ -64,6 +78,11 @@ def test_empty_and_unreadable_labels_say_no_size(tmp_path):
     for case in cases:
         save_volume(Volume(np.zeros((96, 96, 96, 1), np.uint8), np.eye(4), ("label",)), case.label)
     assert structure_size(cases, {"label_1": 1}) is None
+    for case in cases:
+        strange = np.zeros((96, 96, 96, 1), np.int32)
+        strange[0, 0, 0] = 2_000_000_000
+        save_volume(Volume(strange, np.eye(4), ("label",)), case.label)
+    assert structure_size(cases, {"label_1": 2_000_000_000}) is None
     for case in cases:
         case.label.write_bytes(b"broken")
     assert structure_size(cases, {"label_1": 1}) is None and structure_size([], {"label_1": 1}) is None
