@@ -285,7 +285,8 @@ def _floors(config: FewLabelConfig, store: Store, split: str, tests: Sequence[Ca
 def _impossible(store: Store, split: str, cells: Sequence[Cell]) -> dict[str, str]:
     """Why a cell cannot be, by its name: the split has no such draw, or the draw has fewer labelled cases than it asks for."""
     reasons = {}
-    draws = read_json(Path(split)).get("draws")
+    content = read_json(Path(split))
+    draws = content.get("draws") if isinstance(content, dict) else None
     for cell in cells:
         if cell.labels == "all":
             continue

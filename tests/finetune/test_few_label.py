@@ -483,6 +483,9 @@ def test_a_split_with_fewer_draws_than_the_study_asks_for_is_measured_on_those_i
     assert [cell["status"] for cell in content["cells"]] == ["done", "done", "not possible"]
     assert f"not possible: draw 2, and {split} has draws 0 to 1" in capsys.readouterr().err
     assert "1 not measured" not in (tmp_path / "out" / "table.md").read_text()
+    split.write_text(json.dumps(made["draws"]))
+    with pytest.raises(ConfigError, match="split.json: there is no 'draws' on the way"):
+        run_study(dataclasses.replace(config, out=str(tmp_path / "list")), measure=Pretended())
 
 
 def test_arms_without_a_pretraining_need_none_and_the_others_say_how_to_do_without(data, tmp_path):
