@@ -3,14 +3,14 @@ nobody. Called by `pipeline`; `cli` and `demo` fill in a `MainJob`."""
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from jaxseg.data.archive import index_archive, read_index
 from jaxseg.data.archive.patients import patient_key
-from jaxseg.data.cases import CaseSet, find_cases, unpacked
+from jaxseg.data.cases import Case, CaseSet, find_cases, unpacked
 from jaxseg.data.contoured import DRAWN, find_contoured
 from jaxseg.data.io.decoded import Rules
 from jaxseg.data.pseudonyms import may_name_people, pseudonymous
@@ -136,29 +136,27 @@ def _same_channels(cases: CaseSet, channels: Sequence[str], folder: Path) -> Cas
             )
         return cases
     wanted = {name.lower() for name in channels}
-    kept = []
-    for case in (unpacked(case, channels) for case in cases):
-        images = {name: path for name, path in case.images.items() if name.lower() in wanted}
-        if images:
-            kept.append(dataclasses.replace(case, images=images))
+    kept = _with_images((unpacked(case, channels) for case in cases), lambda name, _: name.lower() in wanted)
     if not kept:
         raise InputError(
             f"{folder}: its scans have the channels {', '.join(cases.channels)}, the labelled cases have {', '.join(channels)}: "
             "none in common; name the files alike, or choose with --channels"
         )
-    return dataclasses.replace(cases, cases=tuple(kept))
+    return dataclasses.replace(cases, cases=kept)
 
 
 def _without(cases: CaseSet, broken: Mapping[Path, str]) -> CaseSet:
     """The cases with what is left of them without the broken files; a case keeps its sound channels."""
-    sound = []
-    for case in cases:
-        images = {name: path for name, path in case.images.items() if path.resolve() not in broken}
-        if images:
-            sound.append(dataclasses.replace(case, images=images))
+    sound = _with_images(cases, lambda _, path: path.resolve() not in broken)
     if not sound:
         raise InputError(
             f"no scan of the unlabelled folder can be used, the first one because: {next(iter(broken.values()))} (the reasons of all: "
             "index/scans.parquet in the output folder)"
         )
-    return dataclasses.replace(cases, cases=tuple(sound))
+    return dataclasses.replace(cases, cases=sound)
+
+
+def _with_images(cases: Iterable[Case], wanted: Callable[[str, Path], bool]) -> tuple[Case, ...]:
+    """The cases with those of their images alone whose (channel, path) are wanted; none that keeps no image."""
+    fewer = (dataclasses.replace(case, images={name: path for name, path in case.images.items() if wanted(name, path)}) for case in cases)
+    return tuple(case for case in fewer if case.images)
