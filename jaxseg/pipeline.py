@@ -145,7 +145,8 @@ def _plan(job: MainJob, inputs: Inputs) -> Plan:
     path = job.out / "plan.json"
     if path.is_file():
         return Plan.from_json(read_json(path))
-    recipe = guess_recipe(inputs.labelled, max_voxels=job.max_voxels, crop=None if job.spacing else CROP)
+    learnt = inputs.labelled.labelled[: job.labels]  # what the others' labels show is not for the training to know
+    recipe = guess_recipe(inputs.labelled, max_voxels=job.max_voxels, crop=None if job.spacing else CROP, outlined=learnt)
     if not recipe.labels:
         raise InputError(
             f"{job.labelled}: the labels of all {len(inputs.labelled.labelled)} labelled cases are empty (no voxel above 0): there is nothing to "

@@ -15,15 +15,15 @@ from jaxseg.cli import _trainers, main
 from jaxseg.config import as_json
 from jaxseg.data.cases import find_cases
 from jaxseg.data.io import load_label, load_volume, save_volume
-from jaxseg.data.preprocess import Recipe
+from jaxseg.data.preprocess import Recipe, guess_recipe
 from jaxseg.data.store import open_store
 from jaxseg.data.volume import Volume, resample_to_spacing
 from jaxseg.errors import ConfigError, InputError
 from jaxseg.files import write_json
-from jaxseg.job_inputs import MainJob, _same_channels, read_inputs
+from jaxseg.job_inputs import Inputs, MainJob, _same_channels, read_inputs
 from jaxseg.job_report import draw_report
 from jaxseg.models import UNETRConfig, UNETRPlusConfig
-from jaxseg.pipeline import Trainers, run_main_job
+from jaxseg.pipeline import Trainers, _plan, run_main_job
 from jaxseg.plan import Plan, make_plan
 from pretrain import plan as pretrain_plan
 from pretrain.implants import Lesions
@@ -286,6 +286,22 @@ def test_scans_may_be_set_right_until_something_was_trained(tmp_path):
         label = load_volume(tmp_path / "labelled/case_0/seg.nii.gz", channels=["label"])
         label.array[:2] = 2
         save_volume(dataclasses.replace(label, array=label.array.astype(np.uint8)), tmp_path / "labelled/case_0/seg.nii.gz")
+
+
+def test_the_grid_follows_from_the_labels_that_are_trained_on_alone(tmp_path):
+    """Of two cases the second, whose tumour is larger than a crop, is kept to test on, or is trained on as well."""
+    image = np.random.default_rng(0).normal(100, 10, (96, 96, 96, 1)).astype(np.float32)
+    for number, size in enumerate((12, 90)):
+        label = np.zeros((96, 96, 96, 1), np.uint8)
+        label[2 : 2 + size, 2 : 2 + size, 2 : 2 + size] = 1
+        save_volume(Volume(image, np.eye(4), ("T1",)), tmp_path / "labelled" / f"case_{number}" / "T1.nii.gz")
+        save_volume(Volume(label, np.eye(4), ("label",)), tmp_path / "labelled" / f"case_{number}" / "seg.nii.gz")
+    labelled = find_cases(tmp_path / "labelled")
+    grids = []
+    for labels in (1, 2):
+        job = MainJob(tmp_path, tmp_path / "labelled", tmp_path / f"out_{labels}", labels=labels)
+        grids.append(_plan(job, Inputs(labelled, labelled, None, [], 0)).recipe.spacing)
+    assert grids[0] == guess_recipe(labelled, max_voxels=600_000).spacing and min(grids[1]) > max(grids[0])
 
 
 @pytest.mark.slow

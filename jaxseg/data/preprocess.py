@@ -19,7 +19,7 @@ from jaxseg.data.io.decoded import Rules, slices_of
 from jaxseg.data.itk import correct_bias
 from jaxseg.data.nyul import standard_scale
 from jaxseg.data.recipe import IGNORE, Recipe
-from jaxseg.data.recipe_guess import guess_recipe
+from jaxseg.data.recipe_guess import evenly_picked, guess_recipe
 from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file
 from jaxseg.data.skull import brain_mask
 from jaxseg.data.stacking import channels_of, load_case, stack_case, stack_loaded
@@ -171,9 +171,9 @@ def learn_scales(cases: Sequence[Case], recipe: Recipe, channels: Sequence[str],
     plain = tuple("percentile" if name in channels else rule for name, rule in zip(recipe.channels, recipe.intensity))
     recipe = replace(recipe, intensity=plain, landmarks={})
     found: dict[str, list[np.ndarray]] = {name: [] for name in channels}
-    for i in np.unique(np.linspace(0, len(cases) - 1, min(sample, len(cases))).round().astype(int)):
+    for case in evenly_picked(cases, sample):
         try:
-            scan, places = _oriented(stack_case(cases[i], recipe), recipe)
+            scan, places = _oriented(stack_case(case, recipe), recipe)
             mask = _body(scan, places, recipe)
         except (InputError, ShapeError):
             continue

@@ -15,6 +15,7 @@ from jaxseg.errors import InputError
 _RULES = {"CT": "ct"}
 THICK = 6  # voxels across the thinnest structure, at least, of a grid that is coarser than it needs to be
 CROPS = 4  # in a scan, at least, of such a grid
+SIZED = 8  # labels, at most, that say how large structures are
 
 
 def guess_recipe(
@@ -24,13 +25,15 @@ def guess_recipe(
     channels: Sequence[str] | None = None,
     sample: int = 64,
     crop: int | None = None,
+    outlined: Sequence[Case] | None = None,
 ) -> Recipe:
     """A recipe from the cases at hand.
 
     Spacing: the median over cases on each axis (RAS), the finest axes made coarser until the median scan has at most `max_voxels`. With `crop`, voxels along
     a training crop's finest axis, they are made coarser still while a crop is shorter than the typical structure (`structure_size`), the thinnest one
     stays `THICK` voxels thick and the median scan holds more than `CROPS` crops (nnU-Net's bound: a crop that sees less than a quarter of a scan calls
-    for a coarser grid; Isensee et al. 2021, 10.1038/s41592-020-01008-z).
+    for a coarser grid; Isensee et al. 2021, 10.1038/s41592-020-01008-z). `outlined` are the cases whose labels say how large structures are: those
+    trained on, where others are kept to test on; None for all.
     Intensity: "ct" where a channel's name says CT or its values go below -500, else "zscore". Labels: as declared by the layout,
     else `label_N` for every value N found. Channels: as found, but first the one that labels were drawn on, so that training and
     segmenting stack the others onto the same grid. Headers of at most `sample` cases are read, evenly picked, and every label file.
@@ -44,12 +47,13 @@ def guess_recipe(
     listed = tuple(
         channels or (cases.channels if isinstance(cases, CaseSet) else dict.fromkeys(name for case in found for name in case.images))
     )
-    picked = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(sample, len(found))).round().astype(int))]
+    picked = evenly_picked(found, sample)
     names = listed if channels else _label_channel_first(picked, listed)
     grids = _readable_grids(picked, names)
     labels = (cases.labels if isinstance(cases, CaseSet) else None) or _labels_found(found)
     spacing = _spacing(grids, max_voxels)
-    if crop is not None and (size := structure_size(found, labels)) is not None:
+    contoured = [case for case in (found if outlined is None else outlined) if case.label is not None]
+    if crop is not None and (size := structure_size(evenly_picked(contoured, SIZED), labels)) is not None:
         wanted, coarsest = round(min(size.extent / crop, size.thickness / THICK), 3), _spacing(grids, min(max_voxels, CROPS * crop**3))
         x, y, z = (min(most, max(least, wanted)) for least, most in zip(spacing, coarsest))
         spacing = (x, y, z)
@@ -60,6 +64,11 @@ def guess_recipe(
         labels=labels,
         regions=isinstance(cases, CaseSet) and cases.regions,
     )
+
+
+def evenly_picked(cases: Sequence[Case], count: int) -> list[Case]:
+    """At most `count` of the cases, first and last among them."""
+    return [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, min(count, len(cases))).round().astype(int))]
 
 
 def _ras(grid: Grid) -> tuple[np.ndarray, np.ndarray]:

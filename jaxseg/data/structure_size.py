@@ -26,25 +26,22 @@ class StructureSize:
     thickness: float
 
 
-def structure_size(cases: Sequence[Case], labels: Mapping[str, int | list[int]], *, sample: int = 8) -> StructureSize | None:
+def structure_size(cases: Sequence[Case], labels: Mapping[str, int | list[int]]) -> StructureSize | None:
     """The typical extent of the structures and the thickness of the thinnest of them: for each label the median over cases, of these the median and
     the least. None where no label can be read or all are empty.
 
     Args:
         cases: those without a label are passed over, as are labels that cannot be read (preparing them says why).
         labels: name → value, or values of a region.
-        sample: how many cases are looked at, evenly picked.
     """
     from scipy import ndimage
 
-    labelled = [case for case in cases if case.label is not None]
-    if not labelled:
-        return None
-    picked = [labelled[i] for i in np.unique(np.linspace(0, len(labelled) - 1, min(sample, len(labelled))).round().astype(int))]
     sizes: dict[str, list[StructureSize]] = {name: [] for name in labels}
-    for case in picked:
+    for case in cases:
+        if case.label is None:
+            continue
         try:
-            volume = load_label(case.label or "", rules=case.rules)
+            volume = load_label(case.label, rules=case.rules)
         except InputError:
             continue
         array = volume.array[..., 0]
