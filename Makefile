@@ -50,12 +50,12 @@ beam:
 bench: setup
 	$(BIN)/python -m bench $(ARGS)
 
-# For a machine with a GPU, JAX, flax and PyTorch but no network: what `python -m bench --gpu` needs besides, about 46 MB in .carried. There:
+# For a machine with a GPU, JAX, flax and PyTorch but no network: what `python -m bench --gpu` needs besides, about 50 MB in .carried. There:
 #   PYTHONPATH=.carried python3 -m bench --gpu --budget-minutes 9
 CARRY_PYTHON ?= 3.12
 CARRY := array-record grain immutabledict nibabel promise tensorflow-datasets tensorflow-metadata toml googleapis-common-protos \
 	importlib-resources simple-parsing docstring-parser dm-tree termcolor tyro typeguard einops jaxtyping safetensors \
-	monai dynamic-network-architectures zlib-ng
+	monai dynamic-network-architectures zlib-ng portpicker
 carry: setup
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --upgrade --target .carried --python-version $(CARRY_PYTHON) $(CARRY)
 	@du -sm .carried

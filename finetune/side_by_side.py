@@ -5,7 +5,6 @@ so that `finetune` finds it finished; its numbers are those of a run alone up to
 kernels at once become grouped ones, which XLA computes slowly there. What it gains on a GPU has not been timed.
 """
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -70,7 +69,7 @@ def finetune_side_by_side(runs: Sequence[Run], folder: str | Path, *, progress: 
         raise ConfigError("runs side by side need one process; leave `stack` at 1 where there are several")
     store = open_store(first.store)
     model, classes = adapt(first.model, store), Classes.of(store.recipe)
-    optim = dataclasses.replace(first.optim, steps=max(1, first.loop.steps))
+    optim = first.optim.over(first.loop.steps)
     sources = [sources_of(run.settings, store, run.names) for run in runs]
     configs = [run_config(run.settings, used) for run, used in zip(runs, sources)]
     for run, config in zip(runs, configs):

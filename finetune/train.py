@@ -71,7 +71,7 @@ def finetune(config: FinetuneConfig, *, names: tuple[str, ...] | None = None, pr
     if not others and (lost := untaught(store, names)):
         print(f"{config.store}: {sentence(lost, len(names))}", file=sys.stderr)
     model_config, classes = adapt(config.model, store), Classes.of(store.recipe)
-    optim = dataclasses.replace(config.optim, steps=max(1, config.loop.steps))
+    optim = config.optim.over(config.loop.steps)
     loop = dataclasses.replace(config.loop, best="dice" if config.keep == "best" else None).seeded(config.seed)
     first_stage = _first_stage(config, names, progress) if config.semi.method == "pseudo_labels" else None
     with RunFolder.open(config.out, run_config(config, sources, pool)) as run:

@@ -50,7 +50,7 @@ def pretrain(config: PretrainConfig, *, progress: TrainingProgressProtocol | Non
     model_config, objective = adapt(config.model, store), OBJECTIVES[config.objective]
     lesions = config.lesions or Lesions()
     network = objective.settings(model_config, config.contrast, lesions, config.anatomy)
-    optim = dataclasses.replace(config.optim, steps=max(1, config.loop.steps))
+    optim = config.optim.over(config.loop.steps)
     drawing = ("pictures.keep", "pictures.case", "pictures.channel")
     settings = {**as_json(config), "names": list(names), **names_drawn(others), CONTENT: cases_content(sources)}
     with RunFolder.open(config.out, settings, may_change=drawing) as run:
@@ -103,8 +103,8 @@ def together(
     """All numbers of several functions of the train state; None of none."""
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        # Whole arrays on the host: what is watched runs once on one device, not on all that hold a copy or a part.
-        state = dataclasses.replace(state, params=layout.host(state.params))
+        # What is watched runs once on one device, not on all that hold a copy or a part; put there once, not with every crop.
+        state = dataclasses.replace(state, params=jax.device_put(layout.host(state.params), jax.local_devices()[0]))
         return {name: value for each in watched for name, value in each(state).items()}
 
     return evaluate if watched else None

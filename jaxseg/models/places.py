@@ -61,7 +61,7 @@ class Places(ProjectedViT):
         features = self.features(jnp.concatenate([cut_parts(x, place, side) for place in places]), spacing, keys)
         body = jnp.stack([(cut_parts(mask, place, side) > 0).any((1, 2, 3)) for place in places], 1).astype(jnp.float32)
         asked, known = features[:, 0], features[:, 1:]
-        likeness = jax.nn.relu(jnp.einsum("bw,bgw->bg", asked, jax.lax.stop_gradient(known)))
+        likeness = jax.nn.relu(jnp.einsum("bw,bgw->bg", asked, jax.lax.stop_gradient(known), precision="highest"))
         weight = body[:, :1] * body[:, 1:]
         mutual = jnp.square(jax.nn.relu(jnp.einsum("bgw,bhw->bgh", known, known)))
         pairs = jnp.triu(body[:, 1:, None] * body[:, None, 1:], 1)
@@ -82,8 +82,11 @@ class Places(ProjectedViT):
 
 
 def position_loss(overlap: Float[Array, "b g"], likeness: Float[Array, "b g"]) -> Float[Array, "b g"]:
-    """Equation 3 of https://arxiv.org/abs/2402.17300 term by term; 1e-6, as in the authors' code, keeps it finite."""
-    return -jnp.log(1.0 - jnp.abs(overlap - likeness) + 1e-6)
+    """Equation 3 of https://arxiv.org/abs/2402.17300 term by term; 1e-6, as in the authors' code, keeps it finite.
+
+    A cosine that was rounded to more than 1 counts as 1.
+    """
+    return -jnp.log(jnp.maximum(1.0 - jnp.abs(overlap - likeness), 0.0) + 1e-6)
 
 
 def grid_corners(side: tuple[int, ...]) -> np.ndarray:

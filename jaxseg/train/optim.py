@@ -1,5 +1,6 @@
 """AdamW or Muon with warm-up and cosine, clipping, weight decay by parameter name, and layer-wise learning rates. Used by all training."""
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
@@ -68,6 +69,15 @@ class OptimConfig:
             raise ConfigError(f"clip={self.clip}: expected a largest norm above 0, or None for no clipping")
         if self.decoder_first < 0:
             raise ConfigError(f"decoder_first={self.decoder_first}: expected a number of steps, 0 or more")
+
+    def over(self, steps: int) -> "OptimConfig":
+        """These settings for a run of `steps` steps; a run of none warms up for none. ConfigError where the warm-up outlasts the run."""
+        if 0 < steps < self.warmup:
+            raise ConfigError(
+                f"a run of {steps} steps (loop.steps) ends before its warm-up of {self.warmup} (optim.warmup): "
+                f"train longer, or warm up for less, say --optim.warmup {steps // 10}"
+            )
+        return dataclasses.replace(self, steps=max(1, steps), warmup=min(self.warmup, steps))
 
 
 def learning_rate(config: OptimConfig) -> optax.Schedule:

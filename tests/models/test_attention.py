@@ -150,6 +150,21 @@ def test_cudnn_takes_half_precision_with_heads_of_a_multiple_of_eight(monkeypatc
     assert {key for key, answer in fits.items() if answer} == {(24, "bfloat16"), (72, "bfloat16")}
 
 
+@pytest.mark.parametrize("across", [lambda f: f, jax.checkpoint, jax.vmap, jax.pmap], ids=["plain", "remat", "vmap", "pmap"])
+def test_cudnn_is_in_the_program_for_cuda_forward_and_backward(monkeypatch, across):
+    """Traced with the check of cuDNN's version answered, which needs the library; the program cannot run here."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(forms, "_has_cudnn", lambda: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91300)
+    outer = (2, 1) if across in (jax.vmap, jax.pmap) else (1,)
+    shape = jax.ShapeDtypeStruct((*outer, 512, 2, 72), jnp.bfloat16)
+    gradient = across(jax.grad(lambda q, k, v: jnp.sum((attention(q, k, v) * q).astype(jnp.float32)), (0, 1, 2)))
+    text = jax.jit(gradient).trace(shape, shape, shape).lower(lowering_platforms=("cuda",)).as_text()
+    assert "fmhaSoftmax" in text and "fmhaSoftmaxBackward" in text
+    assert "512x512" not in text
+
+
 def test_head_by_head_under_vmap_and_pmap():
     many = draw(4, 400, 400, 1, 8)  # head by head
     for across in (jax.vmap, jax.pmap):

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxseg.errors import ShapeError
 from jaxseg.models import ViTConfig
-from jaxseg.models.places import Places, PlacesConfig, draw_origins, grid_corners, overlaps
+from jaxseg.models.places import Places, PlacesConfig, draw_origins, grid_corners, overlaps, position_loss
 from jaxseg.models.projected import cut_parts
 
 SIDE = (4, 2, 3)
@@ -45,6 +45,14 @@ def test_the_losses_are_equations_3_and_5_of_the_paper(monkeypatch):
     for name, values in (("position", position), ("apart", apart)):
         assert float(terms[name][0]) == pytest.approx(sum(values), rel=1e-4)
         assert float(terms[name][1]) == len(values)
+
+
+@pytest.mark.parametrize("likeness", [1.0, 1.0 + 3e-4])
+def test_a_cosine_rounded_to_more_than_one_is_no_nan(likeness):
+    """As matrix units that round float32 (TF32, bfloat16) give it; weighed by 0, where the part is air, a NaN would spoil the batch all the same."""
+    loss, slope = jax.value_and_grad(lambda x: position_loss(jnp.zeros((1, 1)), x).sum())(jnp.full((1, 1), likeness))
+    assert float(loss) == pytest.approx(-np.log(1e-6), rel=1e-3)
+    assert np.isfinite(slope)
 
 
 def test_a_sample_that_does_not_split_in_two_is_refused():

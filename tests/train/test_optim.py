@@ -179,6 +179,15 @@ def test_settings_that_make_no_sense(bad):
         OptimConfig(**bad)
 
 
+def test_a_run_of_no_steps_warms_up_for_none_and_a_warm_up_longer_than_the_run_is_named():
+    assert OptimConfig(warmup=50).over(0) == OptimConfig(warmup=0, steps=1)
+    assert OptimConfig(warmup=50).over(50) == OptimConfig(warmup=50, steps=50)
+    with pytest.raises(
+        ConfigError, match=r"a run of 20 steps \(loop.steps\) ends before its warm-up of 50 \(optim.warmup\).*--optim.warmup 2"
+    ):
+        OptimConfig(warmup=50).over(20)
+
+
 def test_names_that_are_not_there(params):
     with pytest.raises(ConfigError, match=r"no parameter begins with encodr; there are encoder\.blocks"):
         make_optimizer(OptimConfig(freeze=("encodr",)), params)
