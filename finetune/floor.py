@@ -12,6 +12,7 @@ from jaxtyping import Float
 from scipy import ndimage
 
 from finetune.classes import Classes
+from finetune.objective import IGNORED
 from jaxseg.data.catalog import Store
 from jaxseg.metrics import dice
 
@@ -29,11 +30,11 @@ def position_floor(store: Store, training: Sequence[str], test: Sequence[str]) -
     means = np.zeros((len(_groups(classes)), SIDE, SIDE, SIDE))
     for name in training:
         means += np.stack([_to_cube(mask) for mask in _masks(store, name, classes)]) / len(training)
-    cuts = _best_cuts(means, (_masks(store, name, classes) for name in training))
+    cuts = _best_cuts(means, ((_masks(store, name, classes), _known(store, name)) for name in training))
     per_case = {}
     for name in test:
-        masks = _masks(store, name, classes)
-        scores = [dice(_from_cube(mean, mask.shape) > cut, mask) for mean, cut, mask in zip(means, cuts, masks)]
+        masks, known = _masks(store, name, classes), _known(store, name)
+        scores = [dice((_from_cube(mean, mask.shape) > cut) & known, mask) for mean, cut, mask in zip(means, cuts, masks)]
         per_case[name] = float(np.mean(scores))
     return {"dice": float(np.mean(list(per_case.values()))), "per_case": per_case}
 
@@ -41,6 +42,11 @@ def position_floor(store: Store, training: Sequence[str], test: Sequence[str]) -
 def _masks(store: Store, name: str, classes: Classes) -> list[np.ndarray]:
     label = np.asarray(store.arrays(name).label)
     return [np.isin(label, values) for values in _groups(classes)]
+
+
+def _known(store: Store, name: str) -> np.ndarray:
+    """Where somebody contoured: as with the scores of networks, nothing counts elsewhere."""
+    return np.asarray(store.arrays(name).label) != IGNORED
 
 
 def _groups(classes: Classes) -> Sequence[tuple[int, ...]]:
@@ -62,10 +68,10 @@ def _stretch(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return ndimage.map_coordinates(array, np.meshgrid(*axes, indexing="ij"), order=1, mode="nearest")
 
 
-def _best_cuts(means: Float[np.ndarray, "k s s s"], cases: Iterable[list[np.ndarray]]) -> list[float]:
-    """For each label the threshold of its mean mask that scores best, on average over the cases (a mask a label each)."""
+def _best_cuts(means: Float[np.ndarray, "k s s s"], cases: Iterable[tuple[list[np.ndarray], np.ndarray]]) -> list[float]:
+    """For each label the threshold of its mean mask that scores best, on average over the cases (a mask a label each, and where these are known)."""
     scores = []
-    for masks in cases:
+    for masks, known in cases:
         stretched = [_from_cube(mean, mask.shape) for mean, mask in zip(means, masks)]
-        scores.append([[dice(array > cut, mask) for cut in THRESHOLDS] for array, mask in zip(stretched, masks)])
+        scores.append([[dice((array > cut) & known, mask) for cut in THRESHOLDS] for array, mask in zip(stretched, masks)])
     return [float(THRESHOLDS[best]) for best in np.argmax(np.mean(scores, axis=0), axis=-1)]

@@ -17,7 +17,7 @@ from finetune.semi.companion import PairedLoader, advance_with, first_extra, poo
 from finetune.semi.config import SemiConfig
 from finetune.semi.mean_teacher import mean_teacher
 from finetune.semi.pseudo_labels import pseudo_labels
-from finetune.transfer import Transfer, take_encoder, take_network
+from finetune.transfer import Transfer, refuse_other_meaning, take_encoder, take_network
 from jaxseg.audit import card_of, refuse_overlap
 from jaxseg.config import as_json
 from jaxseg.data.catalog import Store, open_store
@@ -226,7 +226,9 @@ def _take(params: Any, model: ModelConfig, store: Store, init: Path, what: str) 
     if isinstance(model, UNetConfig):
         raise ConfigError("a U-Net is trained from scratch: leave --init out, or choose a network with a ViT encoder")
     source = load_model(init / "model" if (init / "model" / "model.json").is_file() else init)
+    encoder = getattr(source.config, "encoder", source.config)
     if what == "network":
+        refuse_other_meaning(model.encoder, encoder)
         # Of any other network nobody says that its outputs are outlines, and of one that was never trained they are none yet.
         outlined = source.card.get("objective") == "lesions" and source.card.get("training", {}).get("steps") != 0
         return take_network(
@@ -240,7 +242,7 @@ def _take(params: Any, model: ModelConfig, store: Store, init: Path, what: str) 
         params,
         model.encoder,
         nnx.state(source.network),
-        getattr(source.config, "encoder", source.config),
+        encoder,
         channels=store.recipe.channels,
         source_channels=source.card["channels"],
     )

@@ -55,7 +55,8 @@ def take_encoder(
         channels, source_channels: names of the input channels; they decide which rows of the patch embedding go where.
 
     Raises:
-        CheckpointError: an array is missing, left over, or of a shape that cannot be adapted; the message is a table of all of them.
+        CheckpointError: an array is missing, left over, or of a shape that cannot be adapted, or equal arrays would mean something else there
+            (`refuse_other_meaning`); the message is a table of all of them.
     """
     named = _named(source)
     if not any(name.startswith(PREFIX) for name in named):
@@ -72,6 +73,7 @@ def take_encoder(
         offered[table] = resize_table(offered[table], config.grid)
         adapted[table] = f"token grid {source_config.grid} → {config.grid}"
     _refuse_differences(offered, wanted, "encoder does not fit this network (give it the same width, depth, token and positions)")
+    refuse_other_meaning(config, source_config)
     return _replaced(params, offered, adapted)
 
 
@@ -106,6 +108,25 @@ def take_network(
     offered |= {name: wanted[name] for name in own}
     _refuse_differences(offered, wanted, "network is not this one (give it the same settings, or take its encoder alone: --take encoder)")
     return _replaced(params, {name: leaf for name, leaf in offered.items() if name not in own}, adapted)
+
+
+def refuse_other_meaning(config: Any, source_config: Any) -> None:
+    """CheckpointError where the same arrays would compute something else: other heads, tokens of other sides or other positions.
+
+    Args:
+        config, source_config: of the encoder to fine-tune and of the pretrained one; a field that one of them lacks is not compared.
+    """
+    fields = ["token", "heads", "positions", "rotary", "rope_base", "rope_scale"]
+    if not str(getattr(config, "positions", "rope")).startswith("rope"):
+        fields = fields[:-2]
+    rows = []
+    for name in fields:
+        have, need = getattr(source_config, name, None), getattr(config, name, None)
+        if have is not None and need is not None and have != need:
+            rows.append(f"  {name:44s} {have!s:>22s} {need!s:>22s}")
+    if rows:
+        head = f"  {'setting':44s} {'in the pretraining':>22s} {'in this network':>22s}"
+        raise CheckpointError("the pretrained encoder does not fit this network (give it the same settings):\n" + "\n".join([head, *rows]))
 
 
 def head_of_outlines(kernel: Any, voxels: int, outlines: Sequence[int | None]) -> jax.Array:

@@ -148,7 +148,7 @@ def evaluate_cases(
     """
     if not pairs:
         raise InputError("there is no case to evaluate: no truth was found")
-    structures = _structures(pairs, labels, regions, rules)
+    structures = _structures(pairs, labels, regions, rules, ignore)
     rows: list[Row] = []
     unusable: dict[str, InputError] = {}
     for done, (case, (prediction, truth)) in enumerate(pairs.items(), 1):
@@ -344,7 +344,9 @@ def structures_of(recipe: Recipe) -> dict[str, Any]:
     return {"labels": named, **left_out}
 
 
-def _structures(pairs: Pairs, labels: Mapping[str, int] | Sequence[int] | None, regions: Structures | None, rules: Rules) -> Structures:
+def _structures(
+    pairs: Pairs, labels: Mapping[str, int] | Sequence[int] | None, regions: Structures | None, rules: Rules, ignore: Sequence[int]
+) -> Structures:
     if regions is not None:
         return regions
     if labels is None:
@@ -356,7 +358,7 @@ def _structures(pairs: Pairs, labels: Mapping[str, int] | Sequence[int] | None, 
             except InputError as error:
                 unusable[case] = error
         _refuse_all(unusable, pairs)
-        labels = sorted(found - {0})
+        labels = sorted(found - {0, *ignore})
         if not labels:
             raise InputError(f"none of the {len(pairs)} truths holds a label other than 0; name the labels to score (--labels, --like)")
     named = labels.items() if isinstance(labels, Mapping) else [(str(value), value) for value in labels]

@@ -95,6 +95,8 @@ class FewLabelConfig:
         axes: dict[str, tuple[tuple[Any, ...], int]] = {"labels": (self.labels, 1), "draws": (self.draws, 0), "seeds": (self.seeds, 0)}
         if self.partial_cube < 1:
             raise ConfigError(f"partial_cube is {self.partial_cube}; expected the side of a cube, 1 voxel or more")
+        if not 0 <= self.overlap < 1:
+            raise ConfigError(f"overlap is {self.overlap}; expected a share of a window, 0 or more and below 1")
         for name, (values, least) in {**axes, "arms": (self.arms, 0)}.items():
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{name} is {values}; expected one value or several, each once")

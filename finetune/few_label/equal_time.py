@@ -13,7 +13,7 @@ from finetune.few_label.cells import DONE, Cell
 from finetune.few_label.config import FewLabelConfig
 from finetune.side_by_side import SIDE_BY_SIDE
 from jaxseg.errors import ConfigError, InputError
-from jaxseg.files import read_json, write_json
+from jaxseg.files import read_json, sha256_of, write_json
 from jaxseg.train.log import read_log
 
 STEPS = "steps.json"  # in a cell's folder
@@ -53,6 +53,7 @@ def steps_of_cell(folder: Path, cell: Cell, config: FewLabelConfig) -> dict[str,
         "seconds": round(finetuning + pretraining, 1),
         "pretraining_share": config.pretraining_share,
         "pretraining_seconds": stated_seconds(config).get(cell.arm.pretraining),
+        "pretraining": hash_of_pretraining(cell.arm.pretraining),
         "of_pretraining": round(pretraining, 1),
         "of_finetuning": round(finetuning, 1),
         "seconds_per_step": step,
@@ -69,12 +70,20 @@ def _refuse_changed(path: Path, record: dict[str, Any], pretraining: str, config
     back = f"set it back, or remove the folder {path.parent} to train this cell anew"
     if record["pretraining_share"] != share:
         raise ConfigError(f"{path}: worked out with pretraining_share {record['pretraining_share']}, now it is {share}; {back}")
+    if "pretraining" in record and record["pretraining"] != hash_of_pretraining(pretraining):
+        raise ConfigError(f"{path}: worked out from the time of another pretraining than that in {pretraining} now; {back}")
     # Records of before do not say whether their seconds were stated, or those of a log.
     same = record.get("pretraining_seconds") is None if stated is None else record["of_pretraining"] == round(share * stated, 1)
     if not same:
         then = record["of_pretraining"] / share if share else record.get("pretraining_seconds")
         now = "not stated" if stated is None else f"{stated:g}"
         raise ConfigError(f"{path}: worked out with pretraining_seconds of {then:g}, now it is {now}; {back}")
+
+
+def hash_of_pretraining(init: str) -> str | None:
+    """SHA-256 of the card of a pretraining, in its run folder or the model folder itself; None where there is none."""
+    cards = (Path(init) / "model" / "model.json", Path(init) / "model.json")
+    return next((sha256_of(card) for card in cards if card.is_file()), None) if init else None
 
 
 def seconds_of_pretraining(init: str, config: FewLabelConfig) -> float:

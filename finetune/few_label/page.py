@@ -49,7 +49,17 @@ def write_report(out: Path, results: dict[str, Any]) -> None:
         Section("Test set", [Text(_audit(results))]),
     ]
     done, cells = sum(cell["status"] == DONE for cell in results["cells"]), len(results["cells"])
-    write_page(out / "index.html", "Few labels", f"{LEAD} {done} of {cells} cells are measured.", sections)
+    write_page(out / "index.html", "Few labels", f"{LEAD} {_few_tests(results)}{done} of {cells} cells are measured.", sections)
+
+
+def _few_tests(results: dict[str, Any]) -> str:
+    """What too few test cases mean, in words; nothing where there are enough or no cell is done."""
+    count = max((len(cell["per_case"]) for cell in results["cells"] if cell["status"] == DONE), default=0)
+    if count == 1:
+        return "There is one test case: intervals say nothing of other cases. "
+    if 0 < count < 6:
+        return f"There are {count} test cases: no p of theirs can be below 0.05, and intervals over so few are too narrow. "
+    return ""
 
 
 def _lines(results: dict[str, Any]) -> dict[str, list[tuple[float, float, float, float]]]:

@@ -20,7 +20,7 @@ from finetune.config import FinetuneConfig, stored
 from finetune.few_label.arms import INITIALISED, PACED, SEMI, arms_of, settings_of
 from finetune.few_label.cells import DONE, FAILED, NOT_POSSIBLE, Cell, choose_cells, clear_failed, grid_of, read_cell, write_cell
 from finetune.few_label.config import FewLabelConfig, Labels
-from finetune.few_label.equal_time import STEPS, seconds_of_pretraining, stated_seconds, steps_of_cell
+from finetune.few_label.equal_time import STEPS, hash_of_pretraining, seconds_of_pretraining, stated_seconds, steps_of_cell
 from finetune.few_label.leakage import audit_study
 from finetune.few_label.measure import measure
 from finetune.few_label.page import write_report
@@ -34,12 +34,13 @@ from jaxseg.data.catalog import Store, open_store
 from jaxseg.data.contoured import DRAWN, find_contoured
 from jaxseg.data.datasets import open_dataset
 from jaxseg.data.index_cases import cases_of_index
+from jaxseg.data.mixed_stores import cases_content, open_others
 from jaxseg.data.preprocess import check_label
 from jaxseg.data.pseudonyms import kept_salt, pseudonymous
 from jaxseg.data.split import select_cases
 from jaxseg.data.staging import inputs_hash
 from jaxseg.errors import ConfigError, InputError, JaxsegError, Preempted, StorageError
-from jaxseg.files import lock_folder, read_json, sha256_of, write_json
+from jaxseg.files import lock_folder, read_json, write_json
 from jaxseg.prepare import NAMES, ORIGIN
 
 Measure = Callable[..., dict[str, Any]]
@@ -104,7 +105,7 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
         tested = _digest(f"{case.id} {inputs_hash(case, store.recipe)}" for case in tests)
         chosen = [cell for cell in chosen if cell.name not in impossible]
         shown = [cell for cell in possible if cell in chosen or read_cell(out / "cells", cell)["status"] == DONE]
-        plan = Plan(config, arms, split, audits, _floors(config, store, split, tests, shown), tested, impossible)
+        plan = Plan(config, arms, split, audits, _floors(config, store, split, tests, shown, tested), tested, impossible)
         _refuse_strange(plan, store, possible)
         try:
             _fill_in(plan, store, cells, chosen, tests, measure)
@@ -227,6 +228,8 @@ def dataset_of(store: str) -> str | None:
 def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
     """The test cases in the folder of scans, each with its label; ConfigError if one is missing, its label cannot be scored, or the store has none."""
     wanted = select_cases(store.names, f"{split}:test")
+    if not wanted:
+        raise ConfigError(f"{split}: its test set is empty; a study needs test cases to score")
     reasons: list[str] = []
     drawn, labels = Path(config.store) / DRAWN, store.recipe.labels or None
     if dataset := dataset_of(config.store):
@@ -265,15 +268,19 @@ def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
     return [cases[name] for name in wanted]
 
 
-def _floors(config: FewLabelConfig, store: Store, split: str, tests: Sequence[Case], cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def _floors(
+    config: FewLabelConfig, store: Store, split: str, tests: Sequence[Case], cells: Sequence[Cell], tested: str
+) -> list[dict[str, Any]]:
     """The position-only floor of every subset of these cells, kept in `OUT/floor.json` with the subset that it was made of as soon as it is known."""
     path = Path(config.out) / "floor.json"
     kept = read_json(path) if path.is_file() else []
     floors = []
     subsets: dict[tuple[Labels, int], None] = {(cell.labels, cell.draw): None for cell in cells}
     for count, draw in subsets:
-        cases = {"cases": list(labelled_cases(store, split, count, draw)), "tests": [case.id for case in tests]}
-        known = next((floor for floor in [*kept, *floors] if all(floor[key] == value for key, value in cases.items())), None)
+        names = labelled_cases(store, split, count, draw)
+        content = _digest((_digest_of(store, names), tested))
+        cases = {"cases": list(names), "tests": [case.id for case in tests], "content": content}
+        known = next((floor for floor in [*kept, *floors] if all(floor.get(key) == value for key, value in cases.items())), None)
         dice = known["dice"] if known else position_floor(store, cases["cases"], cases["tests"])["dice"]
         floors.append({"labels": count, "draw": draw, "dice": dice, **cases})
         if not known:
@@ -300,7 +307,8 @@ def _impossible(store: Store, split: str, cells: Sequence[Cell]) -> dict[str, st
 
 
 def _refuse_strange(plan: Plan, store: Store, cells: Sequence[Cell]) -> None:
-    """ConfigError if a cell that is done, asked for now or not, was measured on other test cases or trained on other scans than it would be now."""
+    """ConfigError if a cell that is done, asked for now or not, was measured on other test cases, or trained on other scans or by other settings than
+    it would be now: all that are done stand in one table, before and after those that are asked for."""
     folder = Path(plan.config.out) / "cells"
     for cell in cells:
         found = read_cell(folder, cell)
@@ -314,6 +322,8 @@ def _refuse_strange(plan: Plan, store: Store, cells: Sequence[Cell]) -> None:
                 f"{folder / cell.name}: measured with other {' and other '.join(what[name] for name in changed)}; scores of the two cannot stand in "
                 "one table: set the split, --store and --scans back, or choose another --out"
             )
+        if task := _task(plan, store, cell):
+            read_cell(folder, cell, task.identity)
 
 
 def _identity(settings: FinetuneConfig, names: Sequence[str], plan: Plan, store: Store) -> dict[str, Any]:
@@ -321,10 +331,12 @@ def _identity(settings: FinetuneConfig, names: Sequence[str], plan: Plan, store:
     kept = {key: value for key, value in stored(settings).items() if key not in ("store", "out", "init")}
     if settings.semi.method:
         kept["semi"] = {**kept["semi"], "pool": _digest_of(store, select_cases(store.names, settings.semi.pool))}
-    card = Path(settings.init) / "model" / "model.json"
-    card = card if card.is_file() else Path(settings.init) / "model.json"
-    pretraining = sha256_of(card) if settings.init and card.is_file() else None
-    cases = _digest_of(store, names)
+    if settings.also:
+        others = open_others(settings.also, settings.also_split, labelled=True)
+        kept["also_cases"] = _digest(f"{name} {content}" for name, content in cases_content(others))
+    if settings.monitor:
+        kept["monitored"] = _digest_of(store, select_cases(store.labelled, settings.monitor))
+    cases, pretraining = _digest_of(store, names), hash_of_pretraining(settings.init)
     return {**kept, "overlap": plan.config.overlap, "cases": cases, "tests": plan.tested, "pretraining": pretraining}
 
 

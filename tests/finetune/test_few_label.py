@@ -401,6 +401,33 @@ def test_cells_of_other_settings_are_never_mixed(data, tmp_path):
         run_study(study(data, tmp_path, finetune=changed), measure=Pretended())
 
 
+def test_cells_that_are_done_by_other_settings_are_refused_before_others_are_filled_in(data, tmp_path):
+    """Whatever is asked for now: all that are done stand in one table."""
+    config = study(data, tmp_path, labels=(2,), draws=(0,), arms=("scratch", "scratch_x4"))
+    run_study(dataclasses.replace(config, cells="arms=scratch"), measure=Pretended())
+    before = (tmp_path / "results.json").read_bytes()
+    changed = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, batch=16))
+    for other in (dataclasses.replace(changed, cells="arms=scratch_x4"), dataclasses.replace(changed, labels=(1, 2), max_minutes=0.0)):
+        with pytest.raises(ConfigError, match=r"n002-draw0-seed0.cell.json: measured with other settings \(batch\)"):
+            run_study(other, measure=Pretended())
+    assert (tmp_path / "results.json").read_bytes() == before
+    assert not (tmp_path / "cells" / "scratch_x4").exists() and not (tmp_path / "cells" / "scratch" / "n001-draw0-seed0").exists()
+
+
+def test_a_study_without_test_cases_or_with_windows_that_never_move_is_refused(data, tmp_path):
+    made = read_json(run_study(study(data, tmp_path / "one", cells="N=1 draws=0 arms=scratch"), measure=Pretended()).folder / "split.json")
+    (tmp_path / "split.json").write_text(json.dumps({**made, "test": []}))
+    with pytest.raises(ConfigError, match="test set is empty"):
+        run_study(study(data, tmp_path / "out", split=str(tmp_path / "split.json"), test_cases=0), measure=Pretended())
+    with pytest.raises(ConfigError, match="overlap is 1.0; expected a share of a window"):
+        study(data, tmp_path, overlap=1.0)
+
+
+def test_few_test_cases_are_said_to_be_few(data, tmp_path):
+    run_study(study(data, tmp_path, cells="N=1 draws=0", test_cases=1), measure=Pretended())
+    assert "There is one test case: intervals say nothing of other cases." in (tmp_path / "index.html").read_text()
+
+
 def test_a_failed_cell_is_tried_again_with_mended_settings_and_the_others_stay(data, tmp_path):
     """A batch that was too large, say: there is no score that could be mixed."""
     config = study(data, tmp_path, labels=(1,), draws=(0, 1), arms=("scratch",))

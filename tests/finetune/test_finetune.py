@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from finetune.monitor import watch
 from finetune.train import adapt, finetune, first_params, graph_of, run_config, training_step
 from jaxseg.data.augment import Augment
 from jaxseg.data.mixture import Source
+from jaxseg.data.recipe import Recipe
 from jaxseg.data.store import open_store
 from jaxseg.errors import CheckpointError, ConfigError
 from jaxseg.evaluate import evaluate_folders
@@ -192,6 +194,19 @@ def test_the_position_only_floor_knows_where_balls_are_on_average(store):
     """The balls lie within 3 voxels of the middle with a radius of 4, so a predictor of the middle scores well above nothing, below all."""
     floor = position_floor(open_store(store), ["case_0", "case_1"], ["case_2", "case_3"])
     assert 0.2 < floor["dice"] < 0.9
+
+
+def test_the_floor_counts_nothing_where_nobody_contoured():
+    """A block in the same place in every case, of which a test case has half contoured: what is known of it is all found."""
+    label = np.zeros((16, 16, 16), np.uint8)
+    label[4:12, 4:12, 4:12] = 1
+    half = np.where(np.arange(16)[:, None, None] < 8, label, 255)
+    store = SimpleNamespace(
+        recipe=Recipe(channels=("T1",), spacing=(1.0, 1.0, 1.0), intensity=("zscore",), labels={"tumour": 1}),
+        arrays=lambda name: SimpleNamespace(label=half if name == "half" else label),
+    )
+    floor = position_floor(store, ["whole"], ["half", "other"])
+    assert floor["per_case"]["half"] == floor["per_case"]["other"] > 0.95
 
 
 def test_a_dice_of_the_whole_batch_is_not_parted_into_micro_batches(store):

@@ -26,7 +26,7 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_each_spacing_is_a_study_of_the_same_cases(data, tmp_path):
+def test_each_spacing_is_a_study_of_the_same_cases(data, tmp_path, monkeypatch):
     """The extent stays, voxels change; what comes out below scratch is said."""
     seen = {}
 
@@ -39,6 +39,8 @@ def test_each_spacing_is_a_study_of_the_same_cases(data, tmp_path):
     config = FewLabelConfig(
         scans=str(data / "scans"), store=str(data / "store"), split=str(data / "split.json"), out=str(tmp_path), pretrained=("mae",)
     )
+    # Its own spacing counts, not that of the study's store.
+    monkeypatch.setattr("finetune.few_label.spacing.study.card_of", lambda init: {"recipe": {"spacing": [1.5, 1.5, 3.0]}})
     content = run_spacings(config, run=pretended)
     base = open_store(data / "store")
     for name, spacing in (("1_mm", 1.0), ("4_mm", 4.0)):
@@ -50,6 +52,10 @@ def test_each_spacing_is_a_study_of_the_same_cases(data, tmp_path):
         assert (seen[name].split, seen[name].arms, seen[name].store) == (config.split, ("scratch", "pretrained"), str(store.path))
     assert [(row["spacing"], row["below"]) for row in content["rows"]] == [(1.0, False), (4.0, True)]
     assert read_json(tmp_path / "spacing.json") == content
+    assert (
+        content["pretrained_at"] == {"mae": [1.5, 1.5, 3.0]}
+        and "Pretrained at 1.5 x 1.5 x 3 mm; Dice" in (tmp_path / "spacing.md").read_text()
+    )
     assert "| 4 | pretrained | 1 | -0.010 [-0.015, -0.005] below scratch |" in (tmp_path / "spacing.md").read_text()
 
 

@@ -126,3 +126,17 @@ def test_another_architecture_is_refused_with_the_shapes_of_both(change):
     other = dataclasses.replace(ENCODER, **change)
     with pytest.raises(CheckpointError, match="(?s)does not fit.*in the pretraining.*encoder\\."):
         take_encoder(unetr(ENCODER), ENCODER, mae(other), other, channels="ab", source_channels="ab")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"heads": 1}, {"positions": "rope_index"}, {"positions": "sincos"}, {"rope_scale": 30.0}, {"rope_base": 50.0}, {"token": (2, 4, 8)}],
+)
+def test_equal_arrays_that_mean_something_else_are_refused(change):
+    """Heads, positions and the sides of a token leave no trace in shapes: the features would come out scrambled, and pretraining look useless."""
+    other = dataclasses.replace(ENCODER, **change)
+    assert {k: v.shape for k, v in named(mae(other)).items() if "encoder." in k} == {
+        k: v.shape for k, v in named(mae(ENCODER)).items() if "encoder." in k
+    }
+    with pytest.raises(CheckpointError, match=f"(?s)does not fit.*in the pretraining.*{next(iter(change))}"):
+        take_encoder(unetr(ENCODER), ENCODER, mae(other), other, channels="ab", source_channels="ab")

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from finetune.few_label.arms import named_folder
 from finetune.few_label.config import FewLabelConfig
 from finetune.few_label.study import Results, dataset_of, keep_own_split, run_study
+from jaxseg.audit import card_of
 from jaxseg.data.catalog import open_store
-from jaxseg.errors import ConfigError
+from jaxseg.errors import CheckpointError, ConfigError, InputError
 from jaxseg.files import write_json, write_text
 from jaxseg.prepare import NAMES, Wishes, prepare_folder
 
@@ -48,7 +50,8 @@ def run_spacings(config: FewLabelConfig, *, run: Callable[[FewLabelConfig], Resu
             }
             for row in results["comparisons"]
         ]
-    content = {"pretrained_at": list(open_store(config.store).recipe.spacing), "rows": rows, "failures": failures}
+    pretrained = {given: spacing_of_pretraining(named_folder(given)[1]) for given in config.pretrained}
+    content = {"pretrained_at": pretrained, "rows": rows, "failures": failures}
     write_json(Path(config.out) / "spacing.json", content)
     write_text(Path(config.out) / "spacing.md", as_table(content))
     return content
@@ -74,11 +77,26 @@ def resampled(config: FewLabelConfig, spacing: float, out: Path) -> Path:
     return out
 
 
+def spacing_of_pretraining(init: str) -> list[float] | None:
+    """mm along x, y, z of the store that a model was pretrained on, as its card says; None where it does not."""
+    try:
+        recipe = card_of(init).get("recipe") or {}
+    except (InputError, CheckpointError):  # a study says so itself where it needs the model
+        return None
+    return list(recipe["spacing"]) if recipe.get("spacing") else None
+
+
 def as_table(content: dict[str, Any]) -> str:
     """`spacing.json` in Markdown."""
-    edges = " x ".join(f"{edge:g}" for edge in content["pretrained_at"])
+    edges = {
+        given: " x ".join(f"{edge:g}" for edge in at) + " mm" if at else "an unknown spacing"
+        for given, at in content["pretrained_at"].items()
+    }
+    places = (
+        ", ".join(f"{given} at {at}" for given, at in edges.items()) if len(set(edges.values())) > 1 else f"at {next(iter(edges.values()))}"
+    )
     lines = [
-        f"Pretrained at {edges} mm; Dice minus that of scratch on the same scans resampled [95 % interval], Wilcoxon's p, pairs of runs.\n",
+        f"Pretrained {places}; Dice minus that of scratch on the same scans resampled [95 % interval], Wilcoxon's p, pairs of runs.\n",
         "| spacing, mm | arm | N | difference | p | runs |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
