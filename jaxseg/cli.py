@@ -9,6 +9,8 @@ from jaxseg.errors import ConfigError, InputError, JaxsegError, Preempted
 from jaxseg.freed_memory import keep_freed_memory
 
 _COMPUTING = ("demo", "run", "pretrain", "finetune", "segment")  # what trains or segments
+_LISTING = ("models", "datasets", "doctor")  # what only prints: whoever closes the pipe has seen enough
+BROKEN_PIPE = 141  # the exit code of work that could not say how it ended, as of a process that SIGPIPE ends
 PARTIAL = 3  # the exit code of a run that finished with some inputs left out
 
 
@@ -34,8 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         # whoever read our output has seen enough; the interpreter must not try to flush the rest
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 0 if known.verb in _LISTING else BROKEN_PIPE
+    except PermissionError as error:
+        if debug:
+            raise
+        print(f"jaxseg {known.verb}: error: {error.filename}: cannot be read or written ({error.strerror})", file=sys.stderr)
+        return InputError.exit_code
     except KeyboardInterrupt:
         print(f"jaxseg {known.verb}: interrupted; the same command goes on where it was", file=sys.stderr)
         return Preempted.exit_code
@@ -277,6 +285,9 @@ def _call_evaluate(known, _rest) -> int:
         **scored,
     )
     print(f"Dice {summary['dice']:.3f} (95 % interval {summary['low']:.3f} to {summary['high']:.3f}) over {len(summary['per_case'])} cases")
+    if alone := summary["without_truth"]:
+        shown = ", ".join(alone[:6]) + (", …" if len(alone) > 6 else "")
+        print(f"{len(alone)} predictions have no truth in {known.truths}, and are in no score: {shown}", file=sys.stderr)
     for item in summary["left_out"]:
         print(f"left out: {item['case']}: {item['reason']}", file=sys.stderr)
     return PARTIAL if summary["left_out"] else 0

@@ -93,13 +93,15 @@ def write_json(path: str | Path, value: Any, *, mode: int = 0o666) -> Path:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; InputError if it is missing or is not JSON."""
+    """Read a JSON file; InputError if it is missing, cannot be read or is not JSON."""
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or numbers and depths that nobody means
         raise InputError(f"{path}: this is not a JSON file ({error})") from None
 
 

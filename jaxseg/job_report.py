@@ -118,8 +118,13 @@ def _overlays(summary: dict[str, Any], job: dict[str, Any], plan: dict[str, Any]
         found = pseudonymous(found, read_index(out / "index").salt)
     rules = Rules(job.get("policy"), job.get("assume_orientation"))  # a job from before there were any has none
     cases = {case.id: case for case in found.read_by(rules)}
-    parts: list[Figure] = []
+    parts: list[Figure | Text] = []
     for name, case in chosen.items():
+        if case in list(chosen.values())[: list(chosen).index(name)]:
+            continue  # of one or two cases the same is best and median
+        if case not in cases:
+            parts.append(Text(f"{name}: {case}, Dice {scores[case]:.3f}; its scan is no longer in {folder}, so there is no picture of it."))
+            continue
         png = _overlay(cases[case], out, f"{name}: {case}, Dice {scores[case]:.3f}", plan["recipe"]["channels"])
         parts.append(
             Figure(png, f"{name} case in three planes with truth and both predictions", f"The {name} case of the pretrained model.")

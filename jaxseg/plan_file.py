@@ -57,7 +57,8 @@ def write_plan(store: str | Path, out: str | Path, memory_gib: float) -> StorePl
     """Plan for the store in a folder, and write `out`: `.py` for training, `.json` for programs to read.
 
     Raises:
-        InputError: no store there. ConfigError: another suffix, or memory that is not enough for anything.
+        InputError: no store there. ConfigError: another suffix, memory that is not enough for anything, or a `.py` file that is there already and says
+            something else.
     """
     out = Path(out)
     if out.suffix not in (".py", ".json"):
@@ -66,8 +67,11 @@ def write_plan(store: str | Path, out: str | Path, memory_gib: float) -> StorePl
     plan = plan_store(facts, memory_gib)
     if out.suffix == ".json":
         write_json(out, {"store": str(store), "facts": asdict(facts), "plan": asdict(plan)})
-    else:
-        write_text(out, plan_text(str(store), out.name, facts, plan, memory_gib))
+        return plan
+    text = plan_text(str(store), out.name, facts, plan, memory_gib)
+    if out.is_file() and out.read_text(encoding="utf-8", errors="replace") != text:
+        raise ConfigError(f"{out}: this file is there already, perhaps edited; choose another --out, or move it away")
+    write_text(out, text)
     return plan
 
 
@@ -75,9 +79,9 @@ def plan_text(store: str, file: str, facts: StoreFacts, plan: StorePlan, budget:
     """The content of the `.py` file."""
     labels = ", ".join(f"{value}: {ml:g} ml" for value, ml in facts.label_ml.items())
     values = {**asdict(facts), **asdict(plan)} | {
-        "store": Path(store).name,
+        "store": Path(store).name.replace("\\", "/").replace('"', "'"),
         "store_name": store,
-        "file": file,
+        "file": file.replace("\\", "/").replace('"', "'"),
         "budget": budget,
         "shape": _times(facts.shape),
         "spacing": _times(facts.spacing),

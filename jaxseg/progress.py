@@ -43,6 +43,8 @@ def _lines(title: str, every: float = 10.0) -> Progress:
             return
         last = now
         left = (now - start) / max(done, 1) * (total - done)
-        print(f"{title}: {done} of {total}" + (f", about {left:.0f} s left" if done < total else f", {now - start:.0f} s"), file=sys.stderr)
+        text = f"{title}: {done} of {total}" + (f", about {left:.0f} s left" if done < total else f", {now - start:.0f} s")
+        with contextlib.suppress(BrokenPipeError):  # nobody reads it any more; the work goes on
+            print(text, file=sys.stderr, flush=True)
 
     return show

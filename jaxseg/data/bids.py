@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxseg.data.io.scans import SUFFIXES, stem
+from jaxseg.data.io.scans import SUFFIXES, is_dangling, stem
 
 # Suffixes of 3-D images; series over time (bold, dwi, asl, …) and field maps are no scans to segment.
 _IMAGES = frozenset(
@@ -120,4 +120,4 @@ def _case(name: BidsName) -> str:
 
 
 def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES) and path.is_file()
+    return path.name.lower().endswith(SUFFIXES) and (path.is_file() or is_dangling(path))

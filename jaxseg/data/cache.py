@@ -19,6 +19,7 @@ from jaxseg.files import sha256_of, write_whole
 
 MAX_FOREGROUND = 10_000
 IGNORE = 255
+CACHE_SUFFIXES = (".image.npy", ".label.npy", ".mask.npy", ".foreground.npz")  # of all files that are written here
 AGAIN = "run `jaxseg prepare` again: it mends the cache from the dataset beside it"
 
 # NumPy reads the header of an array with `ast.literal_eval`. In Python 3.11 the depth of that parser is counted once for all threads, so two

@@ -14,7 +14,7 @@ from jaxseg.data import layouts
 from jaxseg.data.archive.patients import is_numbered, owner_of
 from jaxseg.data.dicom_cases import dicom_cases
 from jaxseg.data.io.decoded import PLAIN, Rules
-from jaxseg.data.io.scans import ScanRef, find_scans, stem
+from jaxseg.data.io.scans import ScanRef, find_scans, printable, stem
 from jaxseg.data.layouts import Declared
 from jaxseg.data.packed import holds_channels, miscounted
 from jaxseg.data.scan_names import Found, is_anonymisation, is_called, is_modality, numbers_are_channels, tokens
@@ -40,6 +40,10 @@ class Case:
     anonymised: tuple[Path, ...] = ()
     patient: str | None = None
     rules: Rules = PLAIN
+
+    def __post_init__(self):
+        # Names on old disks need not be UTF-8; an id stands in files of ours, which are.
+        object.__setattr__(self, "id", printable(self.id))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ from typing import Any
 from jaxseg.data.archive import Index, read_index
 from jaxseg.data.cases import Case, CaseSet, find_cases, unpacked
 from jaxseg.data.contoured import draw_contours
+from jaxseg.data.io.scans import printable
 from jaxseg.errors import InputError
 
 _COLUMNS = ("path", "ok", "reason", "format", "series", "modality", "study", "root")
+
+UNLISTED = {"ok": False, "reason": "it is not in the index; index the folder again (--resume keeps what is known)"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def cases_of_index(
 
 def _sound(case: Case, rows: dict[Path, dict[str, Any]], left_out: dict[str, str]) -> Case | None:
     """The case without images that are not ok; None, and a line in `left_out`, where nothing is left of it."""
-    bad = {name: rows[path.absolute()]["reason"] for name, path in case.images.items() if not rows.get(path.absolute(), {"ok": True})["ok"]}
+    found = {name: rows.get(Path(printable(path.absolute())), UNLISTED) for name, path in case.images.items()}
+    bad = {name: row["reason"] for name, row in found.items() if not row["ok"]}
     if not bad:
         return case
     reason = "; ".join(f"{name}: {text}" for name, text in bad.items())

@@ -134,9 +134,16 @@ def read_declared(path: Path) -> Declared:
             [(value, int(name)) for name, value in labels.items()] if all(str(key).isdigit() for key in labels) else list(labels.items())
         )
         values = {str(name): sorted(map(int, value)) if isinstance(value, list) else int(value) for name, value in pairs}
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise InputError(f'{path}: channel_names must look like {{"0": "T1"}} and labels like {{"background": 0, "tumour": 1}}') from None
+    if len(set(channels)) < len(channels):
+        raise InputError(f"{path}: two channels have one name ({', '.join(channels)}); give each its own")
     kept = {name: value for name, value in values.items() if value not in (0, [0])}
+    single = [value for value in kept.values() if isinstance(value, int)]
+    if len(set(single)) < len(single):
+        raise InputError(
+            f"{path}: two labels have one value ({', '.join(f'{name}: {value}' for name, value in kept.items())}); give each its own"
+        )
     return Declared(channels, kept or None, any(isinstance(value, list) for value in kept.values()))
 
 
@@ -178,11 +185,18 @@ def _files_if(folder: Path, called: Collection[str]) -> list[Path]:
     return scans_in(folder) if folder.name.lower() in called else []
 
 
+def _list_of(root: Path, data: dict[str, Any], key: str) -> list[Any]:
+    found = data.get(key) or []
+    if not isinstance(found, list):
+        raise InputError(f"{root / 'dataset.json'}: {key} must be a list of image files, found {found!r}")
+    return found
+
+
 def _decathlon(root: Path, data: dict[str, Any], declared: Declared) -> list[Found]:
     channels = declared.channels or ("image",)
     files = []
     listed = [(item.get("image"), item.get("label"), "train") for item in data["training"]]
-    listed += [(item.get("image") if isinstance(item, dict) else item, None, "test") for item in data.get("test", [])]
+    listed += [(item.get("image") if isinstance(item, dict) else item, None, "test") for item in _list_of(root, data, "test")]
     for image, label, split in listed:
         path = _inside(root, image)
         files += [Found(path, stem(path), "image", channel, split) for channel in channels]

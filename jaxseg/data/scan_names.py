@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxseg.data.io.scans import SUFFIXES, stem
+from jaxseg.data.io.scans import SUFFIXES, is_dangling, stem
 
 _LABELLED_BY = (
     "seg segs segm segmentation segmentations label labels mask masks tumour tumours tumor tumors lesion lesions gt truth groundtruth "
@@ -49,9 +49,14 @@ class Found:
 
 
 def scans_in(folder: Path) -> list[Path]:
-    """Scan files (NIfTI, NRRD, MetaImage) directly in a folder, by name; hidden ones are passed over."""
+    """Scan files (NIfTI, NRRD, MetaImage) directly in a folder, by name; hidden ones are passed over.
+
+    A link to a file that is not there (not fetched, on a disk that moved) counts: reading it says so, and nothing vanishes without a word.
+    """
     return sorted(
-        path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()
+        path
+        for path in folder.iterdir()
+        if path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and (path.is_file() or is_dangling(path))
     )
 
 

@@ -45,7 +45,8 @@ def file_stem(name: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", name):
         return name
     clean = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60].strip("_")
-    return f"{clean or 'case'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{clean or 'case'}-{digest[:8]}"
 
 
 def inputs_hash(case: Case, recipe: Recipe) -> str:

@@ -4,8 +4,10 @@ Called by `jaxseg prepare` and the main job. On disk: `tfds/` (ArrayRecord, the 
 The manifest is written last and what it replaces is removed after it, so that a run killed at any moment goes on with the same command.
 """
 
+import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.data.cache import damaged_files, write_cache
+from jaxseg.data.cache import CACHE_SUFFIXES, damaged_files, write_cache
 from jaxseg.data.cases import Case, CaseSet
 from jaxseg.data.catalog import Entry, Store, manifest, open_store
 from jaxseg.data.intensity import air_value
@@ -226,14 +228,20 @@ def _staging(out: Path) -> Path:
 
 
 def _clean(out: Path) -> None:
-    """Remove what the manifest does not name: staging files, older versions of the dataset, cache files of cases that are gone."""
+    """Remove what the manifest does not name: staging files, older versions of the dataset, cache files of cases that are gone.
+
+    Nothing else: a user's own files may lie there, too.
+    """
     store = open_store(out)
-    shutil.rmtree(_staging(out), ignore_errors=True)
+    for path in _staging(out).glob("*.npz"):
+        path.unlink()
+    with contextlib.suppress(OSError):  # not there, or not empty
+        _staging(out).rmdir()
     current = version_folder(store.tfds, store.dataset["version"])
     for folder in current.parent.iterdir():
-        if folder != current:
+        if folder != current and re.fullmatch(r"\d+\.\d+\.\d+(\.incomplete\S*)?", folder.name):
             shutil.rmtree(folder)
     named = {file["file"] for name in store.names for file in store.entry(name).files.values()}
     for path in store.cache.iterdir():
-        if path.name not in named:
+        if path.name not in named and path.name.endswith(CACHE_SUFFIXES):
             path.unlink()

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxseg.data.cases import Case, find_cases, unpacked
 from jaxseg.data.io.decoded import PLAIN, Rules
-from jaxseg.data.io.scans import stem
+from jaxseg.data.io.scans import find_scans, format_of, stem
 from jaxseg.data.packed import volumes_in
 from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file
 from jaxseg.data.stacking import stack_case
@@ -142,6 +142,13 @@ def _folders_as_cases(model: Model, scans: Sequence[Path], rules: Rules) -> list
     return list(found.values())
 
 
+def _modality_of(path: Path) -> str | None:
+    """What a file's name says that it is, or of a DICOM file its header."""
+    if path.is_file() and format_of(path) == "DICOM":
+        return modality(next((ref.modality for ref in find_scans(path)), ""))
+    return modality_of_file(stem(path))
+
+
 def _files_as_case(model: Model, files: Sequence[Path], rules: Rules) -> list[Case]:
     channels, name = model.card["channels"], stem(files[0])
     if len(files) == 1 and len(channels) > 1 and (case := unpacked(Case(name, {"image": files[0]}, rules=rules), channels)).packed:
@@ -154,9 +161,10 @@ def _files_as_case(model: Model, files: Sequence[Path], rules: Rules) -> list[Ca
             "give one file a channel, in that order, a 4-D file with as many volumes, or a folder"
         )
     for path, channel in zip(files, channels):
-        if modalities_differ(modality_of_file(stem(path)), modality(channel)):
+        if modalities_differ(_modality_of(path), modality(channel)):
             raise InputError(
-                f"{path}: by its name this is no {channel}, for which it was given; give the files in the order {', '.join(channels)}, or rename "
+                f"{path}: by its name, or its header, this is no {channel}, for which it was given; give the files in the order "
+                f"{', '.join(channels)}, or rename "
                 "the file if its name is wrong"
             )
     return [Case(name, dict(zip(channels, files)), rules=rules)]

@@ -105,8 +105,18 @@ def recipe_of_model(model: Model) -> Recipe:
             "this model cannot segment: its card names no recipe with labels, or no crop; fine-tune it first (`jaxseg finetune`), "
             "or take a model folder that fine-tuning wrote"
         )
+    if "objective" in model.card:
+        raise CheckpointError(
+            f"this is a pretrained network ({model.card['objective']}) that has learnt no labels yet: fine-tune it first "
+            "(`jaxseg finetune … --init RUN`)"
+        )
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    return Recipe(**values)
+    try:
+        return Recipe(**values)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"the recipe in this model's card (model.json) cannot be read ({error}); it may be from another version: {model.card.get('versions')}"
+        ) from None
 
 
 def _check_channels(volume: Volume, recipe: Recipe, allow_missing: bool) -> None:

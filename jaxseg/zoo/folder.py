@@ -122,6 +122,8 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CARD
     if not path.is_file():
         found = "no such folder" if not path.parent.is_dir() else f"not a model folder: it holds no {CARD}"
+        if (path.parent / "model" / CARD).is_file():
+            found = f"a run folder, whose model is {path.parent / 'model'}: give that"
         raise InputError(f"{folder}: {found}; expected a folder with {CARD} and {WEIGHTS}, as training and `save_model` write it")
     card = read_json(path)
     if not isinstance(card, dict) or card.get("format") != _FORMAT:
@@ -131,7 +133,8 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         )
     sections = [card.get("architecture"), card.get("weights")]
     whole = all(isinstance(section, dict) for section in sections) and isinstance(card["weights"].get("sha256"), str)
-    if not whole or "channels" not in card:
+    named = isinstance(card.get("channels"), list) and all(isinstance(name, str) for name in card["channels"])
+    if not whole or not named:
         raise CheckpointError(
             f"{path}: the card is damaged: it needs architecture, channels and weights with their sha256; copy the folder again"
         )

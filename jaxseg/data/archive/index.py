@@ -1,5 +1,7 @@
 """`index_archive`: every scan below some folders to `scans.parquet`, in parts, so that an interrupted run goes on. Called by the pipeline and the CLI."""
 
+import contextlib
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +18,7 @@ from jaxseg.data.archive.scan_row import Row, Settings, Task, owner_keys
 from jaxseg.data.archive.spread import gather_spread
 from jaxseg.data.archive.table import FILE, VERSION, Index, metadata, stream_rows, write_part, write_table
 from jaxseg.data.archive.totals import Totals
-from jaxseg.data.archive.walk import check_root, count_files, declared_channels, holds_scans, tasks_below
+from jaxseg.data.archive.walk import check_root, count_files, declared_channels, holds_scans, refuse_nested, tasks_below
 from jaxseg.data.io.decoded import Rules
 from jaxseg.errors import InputError
 from jaxseg.files import lock_folder, write_json
@@ -62,9 +64,11 @@ def index_archive(
         StorageError: `out` cannot be written, or another process is indexing into it.
     """
     out = Path(out)
-    listed = tuple(Path(root) for root in ([roots] if isinstance(roots, str | Path) else roots))
+    # Whole paths: an index is read from other working folders, too.
+    listed = tuple(Path(os.path.abspath(root)) for root in ([roots] if isinstance(roots, str | Path) else roots))
     for root in listed:
         check_root(root)
+    refuse_nested(listed)
     if not any(map(holds_scans, listed)):
         raise InputError(
             f"{', '.join(map(str, listed))}: no .nii or .nii.gz file below, nor NRRD, MetaImage or DICOM; expected an archive of scans"
@@ -81,7 +85,7 @@ def index_archive(
         rows = read_rows(items, settings, processes=processes, threads=threads)
         _write_parts(parts, rows, about, sum(map(count_files, listed)) if progress else 0, progress)
         totals = _assemble(out, parts, about, settings)
-        shutil.rmtree(out / _PARTS)
+        _remove_parts(out)
     return Index(out, totals.scans, totals.ok)
 
 
@@ -126,6 +130,15 @@ def _next_parts(out: Path, resume: bool) -> Path:
     parts = out / _PARTS / str(max((int(run.name) for run in runs), default=-1) + 1)
     parts.mkdir(parents=True)
     return parts
+
+
+def _remove_parts(out: Path) -> None:
+    """The parts of this run and of earlier ones, and their folder if nothing else lies in it."""
+    for run in (path for path in (out / _PARTS).glob("*") if path.name.isdigit()):
+        shutil.rmtree(run)
+    (out / _PARTS / ".lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty: somebody's own files
+        (out / _PARTS).rmdir()
 
 
 def _write_parts(

@@ -33,7 +33,7 @@ class Owner:
 
 def patient_key(name: str, salt: str = "") -> str:
     """16 hexadecimal digits of the SHA-256 of salt and name. Without a secret salt whoever guesses the name can check the guess."""
-    return hashlib.sha256(f"{salt}{name}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{salt}{name}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def is_counted(name: str) -> bool:

@@ -12,7 +12,7 @@ from jaxseg.data.archive.patients import owner_of, patient_key
 from jaxseg.data.archive.turning import axis_letters
 from jaxseg.data.archive.values import NAMES, Values, examine
 from jaxseg.data.io.decoded import Decoded, Rules
-from jaxseg.data.io.scans import ScanRef, decode_scan
+from jaxseg.data.io.scans import ScanRef, decode_scan, printable
 from jaxseg.errors import InputError
 from jaxseg.files import sha256_of
 
@@ -103,7 +103,7 @@ def _begin(task: Task, settings: Settings) -> tuple[Row, str]:
     # A DICOM object says itself what it is, whatever folder it lies in.
     role = {"DICOM": "image", "DICOM SEG": "label", "DICOM RTSTRUCT": "label"}.get(ref.format, owner.role)
     row: Row = dict.fromkeys(COLUMNS)
-    row |= {"path": _printable(ref.path), "ok": False, "reason": "", "flags": [], "format": ref.format, "series": ref.key}
+    row |= {"path": printable(ref.path), "ok": False, "reason": "", "flags": [], "format": ref.format, "series": ref.key}
     row |= {"files": len(ref.files), "bytes": task.size, "mtime": task.mtime, "root": task.root}
     row |= owner_keys(task, settings)
     declared = settings.declared.get(task.root, ())
@@ -160,8 +160,3 @@ def _refused(row: Row, ref: ScanRef, message: str) -> Row:
         with contextlib.suppress(OSError):
             row["sha256"] = sha256_of(ref.files[0])
     return row
-
-
-def _printable(path: Path) -> str:
-    """A path as text that every file format holds, also where its bytes are not UTF-8."""
-    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

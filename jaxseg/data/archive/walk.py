@@ -31,6 +31,15 @@ def holds_scans(root: Path) -> bool:
     return next(find_scans(root), None) is not None or next(_packed(root), None) is not None
 
 
+def refuse_nested(roots: Sequence[Path]) -> None:
+    """InputError where a root is given twice or lies in another: its scans would be listed twice, as those of different patients."""
+    real = [root.resolve() for root in roots]
+    for number, one in enumerate(real):
+        for other in range(len(real)):
+            if other != number and one.is_relative_to(real[other]):
+                raise InputError(f"{roots[number]}: this folder is, or lies in, {roots[other]}, which is indexed as well; give one of them")
+
+
 def tasks_below(root: Path, number: int, rules: Rules) -> Iterator[Task]:
     """Every scan below a root, in the order of names; a zip or tar file that lies there comes with the reason why it is not opened."""
     packed = iter(_packed(root))

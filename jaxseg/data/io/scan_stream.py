@@ -4,6 +4,7 @@ zlib-ng answers as zlib does, to the bit and to the word of its complaints, in a
 """
 
 import hashlib
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,6 +120,8 @@ class ScanStream:
 def opened(path: Path, max_bytes: int) -> Iterator[ScanStream]:
     """A file's stream. InputError when it is missing, unreadable, empty, or larger than `max_bytes`."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise InputError(f"{path}: this is no file (a pipe, a socket or a device)")
         with open(path, "rb") as file:
             size = path.stat().st_size
             if size > max_bytes:

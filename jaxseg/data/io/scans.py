@@ -5,7 +5,7 @@ Called by `read` (a path that a user gives) and `archive` (an index of everythin
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,6 +74,16 @@ def stem(path: Path) -> str:
     return path.stem if suffix is None else path.name[: -len(suffix)]
 
 
+def printable(path: Path | str) -> str:
+    """A path as text that every file format holds, also where its bytes are not UTF-8."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def is_dangling(path: Path) -> bool:
+    """Whether this is a link to something that is not there."""
+    return path.is_symlink() and not path.exists()
+
+
 def find_scans(root: Path, rules: Rules | None = None) -> Iterator[ScanRef]:
     """Every scan below `root` (or at it), folder by folder in the order of names, so that memory is that of one folder.
 
@@ -88,8 +98,18 @@ def find_scans(root: Path, rules: Rules | None = None) -> Iterator[ScanRef]:
     if root.is_file():
         yield from _scans_of(root.parent, [root], rules)
         return
-    for folder, names in walk(root):
+    unreadable: list[OSError] = []
+    for folder, names in walk(root, unreadable.append):
+        yield from _refused_folders(unreadable)
         yield from _scans_of(folder, [folder / name for name in names], rules)
+    yield from _refused_folders(unreadable)
+
+
+def _refused_folders(errors: list[OSError]) -> Iterator[ScanRef]:
+    """A row for each folder that could not be listed, so that what it holds does not vanish without a word; empties `errors`."""
+    while errors:
+        error = errors.pop(0)
+        yield ScanRef(Path(error.filename), "folder", (), reason=f"{error.filename}: this folder cannot be read ({error.strerror})")
 
 
 def files_of(path: Path) -> list[Path]:
@@ -121,13 +141,14 @@ def joined(refs: Sequence[ScanRef]) -> ScanRef:
     return replace(refs[0], path=Path(os.path.commonpath([ref.path for ref in refs])), files=files)
 
 
-def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def walk(root: Path, unreadable: Callable[[OSError], object] | None = None) -> Iterator[tuple[Path, list[str]]]:
     """Every folder from `root` down with the names of its files, both in order and without hidden ones.
 
     Links to folders are followed, as archives put together from others have them; a folder that was seen already is not entered again.
+    `unreadable` is called for a folder that cannot be listed.
     """
     seen: set[tuple[int, int]] = set()
-    for folder, below, names in os.walk(root, followlinks=True):
+    for folder, below, names in os.walk(root, onerror=unreadable, followlinks=True):
         try:
             status = os.stat(folder)
         except OSError:  # gone since it was listed

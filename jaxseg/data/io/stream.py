@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +34,10 @@ def damage(name: str, kind: str = "gzip") -> Iterator[None]:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
-    """A file opened for reading; InputError when it is missing or unreadable."""
+    """A file opened for reading; InputError when it is missing, unreadable or no file (a pipe, say, would be waited for for ever)."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise InputError(f"{path}: this is no file (a pipe, a socket or a device)")
         with open(path, "rb") as file:
             yield file
     except FileNotFoundError:
