@@ -190,7 +190,14 @@ def _call_prepare(known, _rest) -> int:
             stage=None if known.beam is None else stage_on_beam(shlex.split(known.beam)),
             progress=progress,
         )
-    print(f"{known.out}: {len(store.names)} cases, channels {', '.join(store.recipe.channels)}, spacing {store.recipe.spacing} mm")
+    labels = f" ({', '.join(store.recipe.labels)})" if store.recipe.labels else ""
+    print(
+        f"{known.out}: {len(store.names)} cases, {len(store.labelled)} labelled{labels}, channels {', '.join(store.recipe.channels)}, "
+        f"spacing {store.recipe.spacing} mm"
+    )
+    for place, name in enumerate(store.recipe.channels):
+        if lacking := sum(not store.entry(case).present[place] for case in store.names):
+            print(f"channel {name}: {lacking} of {len(store.names)} cases lack it", file=sys.stderr)
     for item in store.left_out:
         print(f"left out: {item['name']}: {item['reason']}", file=sys.stderr)
     return PARTIAL if store.left_out else 0

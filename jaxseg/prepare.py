@@ -1,6 +1,7 @@
 """A folder of scans, or an index of an archive, as a store: which cases there are, the recipe, the build. Called by `jaxseg prepare` and the main job."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,13 @@ def prepare_folder(
         contoured = find_contoured(source, Path(out) / DRAWN, channels=wanted, label=label_name, labels=labels)
         cases, left_out = contoured.cases.read_by(rules), contoured.left_out
     recipe = wishes.applied(recipe or _kept_recipe(Path(out), guess_recipe(cases)), cases)
+    if copy is None and (tests := [case.id for case in cases if case.split == "test"]):
+        warnings.warn(
+            f"{source}: {len(tests)} of {len(cases.cases)} cases are the data set's own test scans (imagesTs, or test in dataset.json), and are in the "
+            "store as well: pretrain with a --split that leaves them out if you will test on them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     patients = {case.id: case.patient or patient_of_bids(case.id) for case in cases} if copy is None else copy.patients
     if not keep_names and copy is None and may_name_people([*patients, *(name.partition("/")[0] for name in left_out)]):
         salt = kept_salt(Path(out) / NAMES)

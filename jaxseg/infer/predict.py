@@ -13,7 +13,7 @@ from flax import nnx
 from jaxseg.data.intensity import air_value
 from jaxseg.data.preprocess import Recipe, apply_recipe
 from jaxseg.data.volume import Grid, Volume, to_grid, to_ras
-from jaxseg.errors import CheckpointError, ShapeError
+from jaxseg.errors import CheckpointError, InputError, ShapeError
 from jaxseg.infer.window import sliding_window
 from jaxseg.zoo import Model
 
@@ -120,6 +120,8 @@ def recipe_of_model(model: Model) -> Recipe:
 
 
 def _check_channels(volume: Volume, recipe: Recipe, allow_missing: bool) -> None:
+    if not isinstance(volume, Volume):
+        raise InputError(f"{volume!r}: expected a Volume, as jaxseg.load_volume(path) or load_volume({{channel: path}}) gives it")
     given, wanted = len(volume.channels), len(recipe.channels)
     if given > wanted or (given < wanted and not allow_missing):
         raise ShapeError(

@@ -170,6 +170,7 @@ def learning_curve_figure(
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xticks([], minor=True)
+        axes.set_xlim(ticks[0] / 1.4, ticks[-1] * 1.4)  # not as wide as the arms of one N lie beside each other
         # Beside the axes where it would hide curves.
         axes.legend(frameon=False, fontsize=9, **({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(shown) > 4 else {}))
     _plain(axes, "labelled cases", ylabel)
