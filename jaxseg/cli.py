@@ -198,6 +198,14 @@ def _call_prepare(known, _rest) -> int:
     for place, name in enumerate(store.recipe.channels):
         if lacking := sum(not store.entry(case).present[place] for case in store.names):
             print(f"channel {name}: {lacking} of {len(store.names)} cases lack it", file=sys.stderr)
+    outside = {case: share for case in store.names if (share := store.entry(case).info.get("label_outside_body"))}
+    if outside:
+        worst = max(outside, key=lambda case: outside[case])
+        print(
+            f"{len(outside)} cases have over 1 % of their labelled voxels where the scan looks like air ({worst}: {outside[worst]:.0%}), which a network "
+            "sees as empty: of PET by itself cold tissue does; add a channel that shows the body (CT, MR), or leave these cases out",
+            file=sys.stderr,
+        )
     for item in store.left_out:
         print(f"left out: {item['name']}: {item['reason']}", file=sys.stderr)
     return PARTIAL if store.left_out else 0

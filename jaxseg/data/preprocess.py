@@ -86,6 +86,10 @@ def prepare_case(case: Case, recipe: Recipe) -> Prepared:
         info["label_ml"] = {str(value): _millilitres(mapped.array, i + 1, mapped.grid) for i, value in enumerate(recipe.values)}
         info["label_ml_prepared"] = {str(value): _millilitres(found, i + 1, grid) for i, value in enumerate(recipe.values)}
         info["label_empty"] = not bool(found.any())
+        # PET or a dark lesion by itself may look like air; who contoured it knows better.
+        labelled = (found > 0) & (found != IGNORE)
+        if (outside := np.count_nonzero(labelled & ~mask)) > 0.01 * np.count_nonzero(labelled):
+            info["label_outside_body"] = round(outside / np.count_nonzero(labelled), 4)
     anonymised = _anonymised(case, volumes, recipe, grid, reference)
     if anonymised is not None:
         info["anonymised_ml"] = round(float(np.count_nonzero(anonymised) * grid.voxel_volume_ml), 2)

@@ -1,8 +1,8 @@
 """The one training loop: resume, prefetch, log, evaluate, save, and what to do about signals and non-finite numbers.
 
 The rules of resuming: (1) the last finished, undamaged checkpoint counts; (2) the loader goes back to the batch after the last one
-*trained on*; (3) the log forgets what came later; (4) the result is equal to the bit to a run that was not stopped. Called by
-pretraining and fine-tuning."""
+*trained on*; (3) the log forgets what came later; (4) the result is equal to the bit to a run that was not stopped (on a CPU;
+docs/scaling.md, "On a GPU"). Called by pretraining and fine-tuning."""
 
 import dataclasses
 import os

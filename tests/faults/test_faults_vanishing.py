@@ -12,7 +12,9 @@ import pytest
 from jaxseg.cli import BROKEN_PIPE, main
 from jaxseg.data.archive import read_index
 from jaxseg.data.catalog import open_store
+from jaxseg.data.io import save_volume
 from jaxseg.data.io.scans import find_scans
+from jaxseg.data.volume import Volume
 from jaxseg.errors import CheckpointError, ConfigError, InputError
 from jaxseg.infer.predict import recipe_of_model, segment
 from jaxseg.plan_file import write_plan
@@ -245,3 +247,17 @@ def test_prepare_says_what_is_labelled_what_lacks_and_what_is_there_to_test_on(s
         code, out, err = run(capsys, "prepare", raw, "--out", tmp_path / "store", "--processes", "1")
     assert code == 0 and "3 cases, 2 labelled (ball), channels T1, T2" in out and "channel T2: 2 of 3 cases lack it" in err
     assert np.isfinite(open_store(tmp_path / "store").arrays(open_store(tmp_path / "store").names[0]).image).all()
+
+
+def test_labels_where_the_scan_looks_like_air_are_said(tmp_path, capsys):
+    """A hot rim around a cold core, as of a necrotic tumour in PET alone; no body lies around it."""
+    places = np.stack(np.meshgrid(*[np.arange(24)] * 3, indexing="ij"), -1)
+    radius = np.linalg.norm(places - 11.5, axis=-1)
+    open_below = np.abs(places[..., 2] - 11.5) < 9  # the core is no hole: it is open below and above
+    image = np.random.default_rng(0).gamma(2.0, 0.05, (24,) * 3) + 8.0 * ((radius > 5) & (radius < 9) & open_below)
+    image[(radius < 5) | (np.hypot(places[..., 0] - 11.5, places[..., 1] - 11.5) < 4)] = 0.05
+    label = ((radius < 9) & open_below).astype(np.uint8)
+    for name, array in (("PET", image.astype(np.float32)), ("seg", label)):
+        save_volume(Volume(array[..., None], np.eye(4), (name,), None), tmp_path / "scans" / "case_0" / f"{name}.nii.gz")
+    code, _, err = run(capsys, "prepare", tmp_path / "scans", "--out", tmp_path / "store", "--processes", "1")
+    assert code == 0 and "1 cases have over 1 % of their labelled voxels where the scan looks like air (case_0: " in err
