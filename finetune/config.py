@@ -69,7 +69,6 @@ class FinetuneConfig:
     fsdp: int = 1
     accumulate: int = 1
     seed: int = 0
-    # Younger fields default to what a stored config without them meant.
     label_every: int = 1
     label_axis: int = 2
     label_cube: int = 0
@@ -84,6 +83,7 @@ class FinetuneConfig:
             raise ConfigError(f"ema is {self.ema}: expected a decay from 0 to below 1 (0.999, say), or None for the last weights")
 
 
+# Fields that are younger than stored configs: they default to what one without them meant.
 _YOUNGER = ("label_every", "label_axis", "label_cube", "semi", "balanced", "also", "also_split", "take")
 
 

@@ -15,7 +15,7 @@ def run_program(name: str, arguments: list[str], work: Callable[[FewLabelConfig]
     before an import starts a thread. Returns the exit code, that of `jaxseg`: 3 where cells failed, 75 interrupted.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: python -m finetune.{name} CONFIG [--field value …]", file=sys.stderr)
+        print(f"usage: python -m finetune.{name} CONFIG [--field value …]; CONFIG --help lists the fields", file=sys.stderr)
         return 0 if arguments else 2
     keep_freed_memory()
     from jaxseg.compilation import use_cache

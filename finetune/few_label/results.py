@@ -147,7 +147,7 @@ def _operations(arm: Arm) -> int | None:
 def _equivalence(
     runs: Mapping[tuple[str, Labels], Runs], counts: Mapping[Labels, int | None], name: str, against: str, count: Labels
 ) -> dict[str, Any] | None:
-    """The label-equivalence factor of an arm at N against scratch (`against`); None where it, or scratch at two N, is not measured.
+    """The label-equivalence factor of an arm at N against scratch (`against`); None where it, or all of scratch, is not measured.
 
     One draw is never compared with another: what counts are as many of the arm's runs as a point of scratch has, and of scratch's points those that
     have all of these (`runs` of `runs_of_arm`, and `points`, the labels of scratch's). All labels are those of every draw.
@@ -164,8 +164,8 @@ def _equivalence(
         if number is not None and set(keys) <= set(theirs[other]) and number not in dict(points):
             points.append((number, other))
     points.sort(key=lambda point: point[0])
-    if not keys or at is None or len(points) < 2:
-        return None  # one point is no curve
+    if not keys or at is None:
+        return None
     found = label_equivalence(
         [number for number, _ in points], [_rows(theirs[c], keys) for _, c in points], _rows(runs[name, count], keys), at
     )

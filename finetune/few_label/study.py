@@ -26,7 +26,7 @@ from finetune.few_label.measure import measure
 from finetune.few_label.page import write_report
 from finetune.few_label.results import Plan, summarise
 from finetune.few_label.stacks import check_stack, train_stack
-from finetune.few_label.subsets import DRAWS, keep_split, labelled_cases
+from finetune.few_label.subsets import DRAWS, check_split, keep_split, labelled_cases
 from finetune.floor import position_floor
 from finetune.side_by_side import Run
 from jaxseg.data.cases import Case
@@ -96,6 +96,7 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
     chosen, out = sorted(chosen, key=lambda cell: cell.arm.kind in PACED), Path(config.out)
     with lock_folder(out):
         split = config.split or str(keep_own_split(config, store))
+        check_split(split)
         impossible = _impossible(store, split, cells)
         possible = [cell for cell in cells if cell.name not in impossible]
         if not possible:
@@ -292,12 +293,11 @@ def _floors(
 def _impossible(store: Store, split: str, cells: Sequence[Cell]) -> dict[str, str]:
     """Why a cell cannot be, by its name: the split has no such draw, or the draw has fewer labelled cases than it asks for."""
     reasons = {}
-    content = read_json(Path(split))
-    draws = content.get("draws") if isinstance(content, dict) else None
+    draws = read_json(Path(split))["draws"]
     for cell in cells:
         if cell.labels == "all":
             continue
-        if isinstance(draws, list) and draws and cell.draw >= len(draws):
+        if cell.draw >= len(draws):
             reasons[cell.name] = f"draw {cell.draw}, and {split} has draws 0 to {len(draws) - 1}"
         elif cell.labels > (there := len(select_cases(store.labelled, f"{split}:draws.{cell.draw}"))):
             reasons[cell.name] = f"N = {cell.labels}, and draw {cell.draw} of {split} has {there} labelled cases"

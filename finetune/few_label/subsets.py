@@ -55,6 +55,21 @@ def make_split(
     }
 
 
+def check_split(file: str) -> None:
+    """ConfigError unless a study's split file holds what a study needs of it: "pretrain", "test" and at least one draw."""
+    content = read_json(Path(file))
+    lists = content if isinstance(content, dict) else {}
+    if not all(isinstance(lists.get(key), list) for key in ("pretrain", "test", "draws")) or not lists["draws"]:
+        found = (
+            f"an object with {', '.join(map(str, content)) or 'nothing'}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        )
+        raise ConfigError(
+            f'{file}: a study\'s split file looks like {{"pretrain": ["a", "b", "c"], "test": ["d"], "draws": [["b", "a"], ["c", "b"]]}}: case names of the '
+            f"pool, of the test cases, and for each draw those that may be labelled, of which the first N are; this one holds {found}. "
+            "Without --split a study makes one by itself (--test-cases)"
+        )
+
+
 def keep_split(path: Path, patients: Mapping[str, str], *, labelled: Iterable[str], test: int, seed: int, draws: int) -> Path:
     """Write the split of a study that was given none; ConfigError if one of other cases or settings is there already.
 

@@ -423,6 +423,14 @@ def test_a_study_without_test_cases_or_with_windows_that_never_move_is_refused(d
         study(data, tmp_path, overlap=1.0)
 
 
+@pytest.mark.parametrize("content", [[{"train": ["case_0"], "val": ["case_1"]}], {"train": ["case_0"], "test": ["case_1"]}])
+def test_a_split_file_of_another_kind_is_told_what_it_must_look_like(data, tmp_path, content):
+    """That of nnU-Net (splits_final.json), and what one writes by hand."""
+    (tmp_path / "split.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r'split file looks like \{"pretrain": .*"test": .*"draws": '):
+        run_study(study(data, tmp_path / "out", split=str(tmp_path / "split.json"), test_cases=0), measure=Pretended())
+
+
 def test_few_test_cases_are_said_to_be_few(data, tmp_path):
     run_study(study(data, tmp_path, cells="N=1 draws=0", test_cases=1), measure=Pretended())
     assert "There is one test case: intervals say nothing of other cases." in (tmp_path / "index.html").read_text()
@@ -512,7 +520,7 @@ def test_a_split_with_fewer_draws_than_the_study_asks_for_is_measured_on_those_i
     row = next(line for line in (tmp_path / "out" / "table.md").read_text().splitlines() if line.startswith("| scratch"))
     assert row.rstrip(" |").endswith("], 2") and "not measured" not in row
     split.write_text(json.dumps(made["draws"]))
-    with pytest.raises(ConfigError, match="split.json: there is no 'draws' on the way"):
+    with pytest.raises(ConfigError, match="split.json: a study's split file looks like .*holds a list"):
         run_study(dataclasses.replace(config, out=str(tmp_path / "list")), measure=Pretended())
 
 
