@@ -136,8 +136,7 @@ def read_declared(path: Path) -> Declared:
         values = {str(name): sorted(map(int, value)) if isinstance(value, list) else int(value) for name, value in pairs}
     except (AttributeError, TypeError, ValueError, OverflowError):
         raise InputError(f'{path}: channel_names must look like {{"0": "T1"}} and labels like {{"background": 0, "tumour": 1}}') from None
-    if len(set(channels)) < len(channels):
-        raise InputError(f"{path}: two channels have one name ({', '.join(channels)}); give each its own")
+    channels = _told_apart(channels)
     kept = {name: value for name, value in values.items() if value not in (0, [0])}
     single = [value for value in kept.values() if isinstance(value, int)]
     if len(set(single)) < len(single):
@@ -145,6 +144,11 @@ def read_declared(path: Path) -> Declared:
             f"{path}: two labels have one value ({', '.join(f'{name}: {value}' for name, value in kept.items())}); give each its own"
         )
     return Declared(channels, kept or None, any(isinstance(value, list) for value in kept.values()))
+
+
+def _told_apart(channels: tuple[str, ...]) -> tuple[str, ...]:
+    """Names that stand for several channels with the channel's number: nnU-Net takes them for kinds of normalisation, so that all may be "CT"."""
+    return tuple(f"{name}_{place}" if channels.count(name) > 1 else name for place, name in enumerate(channels))
 
 
 def _found_something(folder: Path, files: list[Found]) -> list[Found]:
