@@ -119,9 +119,8 @@ def _overlays(summary: dict[str, Any], job: dict[str, Any], plan: dict[str, Any]
     rules = Rules(job.get("policy"), job.get("assume_orientation"))  # a job from before there were any has none
     cases = {case.id: case for case in found.read_by(rules)}
     parts: list[Figure | Text] = []
-    for name, case in chosen.items():
-        if case in list(chosen.values())[: list(chosen).index(name)]:
-            continue  # of one or two cases the same is best and median
+    for case in dict.fromkeys(chosen.values()):
+        name = " and ".join(each for each, its in chosen.items() if its == case)  # of one or two cases one is best and median
         if case not in cases:
             parts.append(Text(f"{name}: {case}, Dice {scores[case]:.3f}; its scan is no longer in {folder}, so there is no picture of it."))
             continue

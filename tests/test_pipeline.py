@@ -89,9 +89,21 @@ def test_both_models_segment_a_scan_and_their_cards_say_what_they_are(job, summa
 @pytest.mark.slow
 def test_the_report_is_one_page_without_anything_fetched(job, summary):
     page = (job.out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/png;base64,") == 6  # of two test cases one is best and median
     assert "http" not in page.replace("data:image/png", "")
     assert "truncated" in page
+
+
+@pytest.mark.slow
+def test_the_report_of_a_case_that_is_gone_says_so(job, summary, tmp_path):
+    case = job.test / "case_3"
+    try:
+        case.rename(tmp_path / "case_3")
+        page = draw_report(job.out).read_text()
+    finally:
+        (tmp_path / "case_3").rename(case)
+    assert "its scan is no longer in" in page and page.count("data:image/png;base64,") == 5
+    assert draw_report(job.out).read_text().count("data:image/png;base64,") == 6
 
 
 @pytest.mark.slow
