@@ -258,3 +258,5 @@ def test_what_is_predicted_where_nobody_contoured_counts_neither_way(tmp_path):
     recipe = Recipe(channels=("T1",), spacing=(1, 1, 1), intensity=("zscore",), labels={"ball": 1, "ignore": 9})
     assert evaluate_cases(pairs, tmp_path / "out", **structures_of(recipe))["per_case"] == {"all": 1.0, "upper": 0.0}
     assert evaluate_cases(pairs, tmp_path / "naive", labels={"ball": 1})["per_case"]["all"] == pytest.approx(2 / 3)
+    found = evaluate_cases(pairs, tmp_path / "found", ignore=[9])  # no label is named: the ignored value is none of those found
+    assert found["per_case"] == {"all": 1.0, "upper": 0.0} and list(found["per_label"]) == ["1"]

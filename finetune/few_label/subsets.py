@@ -56,10 +56,10 @@ def make_split(
 
 
 def check_split(file: str) -> None:
-    """ConfigError unless a study's split file holds what a study needs of it: "pretrain", "test" and at least one draw."""
+    """ConfigError unless a study's split file holds what every study needs of it: "test" and at least one draw."""
     content = read_json(Path(file))
     lists = content if isinstance(content, dict) else {}
-    if not all(isinstance(lists.get(key), list) for key in ("pretrain", "test", "draws")) or not lists["draws"]:
+    if not all(isinstance(lists.get(key), list) for key in ("test", "draws")) or not lists["draws"]:
         found = (
             f"an object with {', '.join(map(str, content)) or 'nothing'}" if isinstance(content, dict) else f"a {type(content).__name__}"
         )

@@ -137,6 +137,8 @@ def read_declared(path: Path) -> Declared:
     except (AttributeError, TypeError, ValueError, OverflowError):
         raise InputError(f'{path}: channel_names must look like {{"0": "T1"}} and labels like {{"background": 0, "tumour": 1}}') from None
     channels = _told_apart(channels)
+    if len(set(channels)) < len(channels):
+        raise InputError(f"{path}: two channels have one name ({', '.join(channels)}); give each its own")
     kept = {name: value for name, value in values.items() if value not in (0, [0])}
     single = [value for value in kept.values() if isinstance(value, int)]
     if len(set(single)) < len(single):

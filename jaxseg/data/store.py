@@ -239,7 +239,7 @@ def _clean(out: Path) -> None:
         _staging(out).rmdir()
     current = version_folder(store.tfds, store.dataset["version"])
     for folder in current.parent.iterdir():
-        if folder != current and re.fullmatch(r"\d+\.\d+\.\d+(\.incomplete\S*)?", folder.name):
+        if folder != current and re.fullmatch(r"\d+\.\d+\.\d+|incomplete\..*", folder.name):
             shutil.rmtree(folder)
     named = {file["file"] for name in store.names for file in store.entry(name).files.values()}
     for path in store.cache.iterdir():

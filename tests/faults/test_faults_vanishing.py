@@ -149,6 +149,7 @@ def test_names_that_are_not_utf8_stop_nothing(scans, tmp_path, capsys):
         ("[" * 100_000, "not a JSON file"),
         ('{"channel_names": {"0": "T1"}, "labels": {"t": ' + "1" * 5000 + "}}", "not a JSON file"),
         ('{"channel_names": {"0": "T1"}, "labels": {"t": 1, "u": 1}}', "two labels have one value"),
+        ('{"channel_names": {"0": "CT", "1": "CT", "2": "CT_0"}, "labels": {"t": 1}}', "two channels have one name"),
     ],
 )
 def test_a_dataset_json_that_makes_no_sense_is_refused(tmp_path, capsys, content, said):

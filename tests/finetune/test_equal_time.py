@@ -93,6 +93,21 @@ def test_what_was_worked_out_stays_when_seconds_are_measured_again(grid):
         steps_of_cell(folder, cells["equal_time"], dataclasses.replace(config, pretraining_share=0.5))
 
 
+def test_steps_of_another_pretraining_are_refused(grid):
+    """Under the same path, perhaps longer: its time is another, and the steps are those of the one before."""
+    config, cells, folder = grid
+    put(folder, cells["pretrained"], seconds=200.0, steps=50, seconds_per_step=3.0)
+    put(folder, cells["scratch"], seconds=120.0, steps=50, seconds_per_step=2.0)
+    card = folder.parent / "mae" / "model" / "model.json"
+    card.parent.mkdir()
+    card.write_text("{}")
+    first = steps_of_cell(folder, cells["equal_time"], config)
+    assert steps_of_cell(folder, cells["equal_time"], config) == first
+    card.write_text('{"another": 1}')
+    with pytest.raises(ConfigError, match="worked out from the time of another pretraining"):
+        steps_of_cell(folder, cells["equal_time"], config)
+
+
 def test_a_share_of_the_pretraining_and_cells_without_a_pace(grid):
     config, cells, folder = grid
     put(folder, cells["pretrained"], seconds=200.0, steps=50)

@@ -23,7 +23,7 @@ from jaxseg.data import duplicates
 from jaxseg.data.archive import index_archive
 from jaxseg.data.augment import Augment
 from jaxseg.data.catalog import open_store
-from jaxseg.data.io import load_label
+from jaxseg.data.io import load_label, save_volume
 from jaxseg.errors import ConfigError, Preempted, TrainingError
 from jaxseg.files import read_json, write_json
 from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
@@ -482,6 +482,35 @@ def test_the_floor_is_that_of_the_cells_asked_for_and_kept_one_by_one(data, tmp_
     with pytest.raises(KeyboardInterrupt):
         run_study(config, measure=Pretended())
     assert asked == [2, 1] and {each["labels"] for each in read_json(tmp_path / "floor.json")} == {1, 2}
+
+
+def test_floors_are_those_of_the_labels_that_are_there_now(data, tmp_path):
+    """Nothing was measured yet that would forbid other labels under the same names."""
+    shutil.copytree(data / "scans", tmp_path / "scans")
+    store = tmp_path / "store"
+    prepare_folder(tmp_path / "scans", store, processes=1)
+    config = study(data, tmp_path / "out", scans=str(tmp_path / "scans"), store=str(store), labels=(2,), draws=(0,), max_minutes=0.0)
+    before = run_study(config, measure=Pretended()).content["floors"]
+    for path in (tmp_path / "scans" / "labels").iterdir():
+        label = load_label(path)
+        cube = np.zeros_like(label.array)
+        cube[6:14, 6:12, 5:11] = 1
+        save_volume(dataclasses.replace(label, array=cube), path)
+    prepare_folder(tmp_path / "scans", store, processes=1)
+    after = run_study(config, measure=Pretended()).content["floors"]
+    assert before[0]["dice"] < 0.9 < after[0]["dice"]
+
+
+def test_what_lies_in_further_stores_is_part_of_a_cell(data, tmp_path):
+    also = tmp_path / "also"
+    prepare_folder(write_scans(tmp_path / "four", 4, channels=("T1",), first=20), also, processes=1)
+    settings = dataclasses.replace(study(data, tmp_path).finetune, also={str(also): 1.0})
+    config = study(data, tmp_path / "out", labels=(1,), draws=(0,), finetune=settings)
+    run_study(dataclasses.replace(config, cells="arms=scratch"), measure=Pretended())
+    run_study(config, measure=Pretended())
+    prepare_folder(write_scans(tmp_path / "two", 2, channels=("T1",), first=30), also, processes=1)
+    with pytest.raises(ConfigError, match=r"other settings \(also_cases\)"):
+        run_study(config, measure=Pretended())
 
 
 def test_cells_of_other_test_cases_or_another_store_stand_in_no_table(data, tmp_path):
