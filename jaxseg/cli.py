@@ -203,7 +203,7 @@ def _call_prepare(known, _rest) -> int:
         worst = max(outside, key=lambda case: outside[case])
         print(
             f"{len(outside)} cases have over 1 % of their labelled voxels where the scan looks like air ({worst}: {outside[worst]:.0%}), which a network "
-            "sees as empty: of PET by itself cold tissue does; add a channel that shows the body (CT, MR), or leave these cases out",
+            "sees as empty; add a channel that shows the body (CT, MR), call the channel PET if it is one, or leave these cases out",
             file=sys.stderr,
         )
     for item in store.left_out:

@@ -16,6 +16,7 @@ from jaxseg.errors import ConfigError
 Normaliser = Callable[[np.ndarray, np.ndarray], np.ndarray]
 CT_WINDOW = (-1000.0, 1000.0)  # HU
 _BODY_HU = -500.0
+_TURNS = 20  # of which real scans take about five
 _CONSTANT_BORDER = 0.7  # share of border voxels with one value that makes it a background
 
 
@@ -54,6 +55,33 @@ def body_mask(foregrounds: Iterable[Bool[np.ndarray, "x y z"]]) -> Bool[np.ndarr
     keep_large_parts(inner)
     fill_holes(inner)
     return union
+
+
+def tracer_foreground(plane: Float[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
+    """Where a PET scan that has no CT or MR beside it shows a body, in any unit; empty for a constant one.
+
+    Uptake ranges over decades: a threshold that parts the most, as `own_foreground` looks for, parts hot organs from the rest and calls muscle, fat and
+    necrosis air. This one is Otsu's on the logarithm, where everything above half of the body's median counts alike, and everything below 3 % of
+    it. The median is of what the threshold itself lets through, so both are found in turns. Scatter close to the skin may be kept.
+    """
+    if _is_constant(plane):
+        return np.zeros(plane.shape, bool)
+    uptake = _smoothed(plane)
+    top = float(np.percentile(uptake[:: max(1, plane.shape[0] // 96)], 99.5))
+    if top <= max(0.0, float(uptake.min())):
+        return uptake > max(0.0, top)
+    logarithm = np.log(np.clip(uptake, np.float32(1e-4 * top), np.float32(top), out=uptake), out=uptake)
+    counts, edges = np.histogram(logarithm, 2048)
+    middle = (edges[:-1] + edges[1:]) / 2
+    place = _otsu(counts, middle)
+    for _ in range(_TURNS):
+        found = np.cumsum(counts[place + 1 :])
+        body = middle[place + 1 + int(np.searchsorted(found, found[-1] / 2))]
+        lower = _otsu(counts, np.clip(middle, body + np.log(0.03), body + np.log(0.5)))
+        if lower >= place:
+            break
+        place = lower
+    return logarithm > middle[place]
 
 
 def own_foreground(plane: Float[np.ndarray, "x y z"], rule: str) -> Bool[np.ndarray, "x y z"]:
@@ -189,19 +217,29 @@ def _is_blind(seen: int, body: int, share: float = 0.05) -> bool:
 
 
 def _above_air(plane: np.ndarray, low: float, high: float) -> np.ndarray:
-    plane = plane.astype(np.float32, copy=False)
-    root = np.asarray(ndimage.gaussian_filter(plane, [1.0 if n > 4 else 0.0 for n in plane.shape], mode="nearest"))
+    root = _smoothed(plane)
     # In place: three more copies of a channel would be what preparing a case needs most memory for.
     root -= np.float32(low)
     np.sqrt(np.clip(root, 0, max(high - low, 1e-12), out=root), out=root)
     counts, edges = np.histogram(root, 256)
     middle = (edges[:-1] + edges[1:]) / 2
+    return root > middle[_otsu(counts, middle)]
+
+
+def _smoothed(plane: np.ndarray) -> np.ndarray:
+    """Float32, noise averaged over about a voxel; a copy."""
+    plane = plane.astype(np.float32, copy=False)
+    return np.asarray(ndimage.gaussian_filter(plane, [1.0 if n > 4 else 0.0 for n in plane.shape], mode="nearest"))
+
+
+def _otsu(counts: np.ndarray, values: np.ndarray) -> int:
+    """The last place of the lower of the two classes that lie farthest apart, of `counts` voxels with the values, which rise."""
     below = np.cumsum(counts)
     above = below[-1] - below
-    first = np.cumsum(counts * middle)
+    first = np.cumsum(counts * values)
     with np.errstate(invalid="ignore", divide="ignore"):
         between = below * above * (first / below - (first[-1] - first) / above) ** 2
-    return root > middle[int(np.nanargmax(between[:-1]))]
+    return int(np.nanargmax(between[:-1]))
 
 
 def _faces(array: np.ndarray, axes: Sequence[int]) -> list[np.ndarray]:

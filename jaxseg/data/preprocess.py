@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from jaxseg.data.anonymised import anonymised_voxels
 from jaxseg.data.cases import Case
-from jaxseg.data.intensity import body_mask, check_rule, own_foreground, scan_landmarks
+from jaxseg.data.intensity import body_mask, check_rule, own_foreground, scan_landmarks, tracer_foreground
 from jaxseg.data.io import load_label, read_grid
 from jaxseg.data.io.decoded import Rules, slices_of
 from jaxseg.data.itk import correct_bias
@@ -86,7 +86,7 @@ def prepare_case(case: Case, recipe: Recipe) -> Prepared:
         info["label_ml"] = {str(value): _millilitres(mapped.array, i + 1, mapped.grid) for i, value in enumerate(recipe.values)}
         info["label_ml_prepared"] = {str(value): _millilitres(found, i + 1, grid) for i, value in enumerate(recipe.values)}
         info["label_empty"] = not bool(found.any())
-        # PET or a dark lesion by itself may look like air; who contoured it knows better.
+        # A dark lesion may look like air; who contoured it knows better.
         labelled = (found > 0) & (found != IGNORE)
         if (outside := np.count_nonzero(labelled & ~mask)) > 0.01 * np.count_nonzero(labelled):
             info["label_outside_body"] = round(outside / np.count_nonzero(labelled), 4)
@@ -207,7 +207,10 @@ def _oriented(volume: Volume, recipe: Recipe) -> tuple[Volume, list[int]]:
 def _body(scan: Volume, places: list[int], recipe: Recipe) -> Bool[np.ndarray, "x y z"]:
     """The body at the scan's own resolution, and not on the new grid: resampling blurs the edge of a constant background outwards."""
     rules = [recipe.intensity[place] for place in places]
-    mask = body_mask(own_foreground(scan.array[..., i], rule) for i, rule in enumerate(rules))
+    if all(modality(recipe.channels[place]) == "PET" for place in places):
+        mask = body_mask(tracer_foreground(scan.array[..., i]) for i in range(len(places)))
+    else:
+        mask = body_mask(own_foreground(scan.array[..., i], rule) for i, rule in enumerate(rules))
     return mask & _brain(scan, rules) if recipe.strip == "surface" else mask
 
 

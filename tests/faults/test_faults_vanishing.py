@@ -257,7 +257,7 @@ def test_labels_where_the_scan_looks_like_air_are_said(tmp_path, capsys):
     image = np.random.default_rng(0).gamma(2.0, 0.05, (24,) * 3) + 8.0 * ((radius > 5) & (radius < 9) & open_below)
     image[(radius < 5) | (np.hypot(places[..., 0] - 11.5, places[..., 1] - 11.5) < 4)] = 0.05
     label = ((radius < 9) & open_below).astype(np.uint8)
-    for name, array in (("PET", image.astype(np.float32)), ("seg", label)):
+    for name, array in (("uptake", image.astype(np.float32)), ("seg", label)):
         save_volume(Volume(array[..., None], np.eye(4), (name,), None), tmp_path / "scans" / "case_0" / f"{name}.nii.gz")
     code, _, err = run(capsys, "prepare", tmp_path / "scans", "--out", tmp_path / "store", "--processes", "1")
     assert code == 0 and "1 cases have over 1 % of their labelled voxels where the scan looks like air (case_0: " in err
