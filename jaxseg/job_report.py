@@ -124,25 +124,42 @@ def _overlays(summary: dict[str, Any], job: dict[str, Any], plan: dict[str, Any]
         if case not in cases:
             parts.append(Text(f"{name}: {case}, Dice {scores[case]:.3f}; its scan is no longer in {folder}, so there is no picture of it."))
             continue
-        png = _overlay(cases[case], out, f"{name}: {case}, Dice {scores[case]:.3f}", plan["recipe"]["channels"])
+        png = _overlay(cases[case], out, f"{name}: {case}, Dice {scores[case]:.3f}", plan["recipe"])
         parts.append(
             Figure(png, f"{name} case in three planes with truth and both predictions", f"The {name} case of the pretrained model.")
         )
-    caption = Text("Contours are around everything that is labelled. The patient's right is on the left of the picture.")
+    drawn = "Each label has its colour." if len(values_of(plan["recipe"])) > 1 else "Contours are around what is labelled."
+    caption = Text(f"{drawn} The patient's right is on the left of the picture.")
     return [Section("Best, median and worst case", [caption, *parts])]
 
 
-def _overlay(case: Case, out: Path, title: str, channels: list[str]) -> bytes:
+def _overlay(case: Case, out: Path, title: str, recipe: dict[str, Any]) -> bytes:
     assert case.label is not None
     truth = load_label(case.label, rules=case.rules)
-    scan = load_volume(case.images[_shown(case, channels)], rules=case.rules)
-    masks = {"truth": truth.array[..., 0] > 0}
+    scan = load_volume(case.images[_shown(case, recipe["channels"])], rules=case.rules)
+    maps = {"truth": truth.array[..., 0]}
     for arm in ARMS:
         path = out / "predictions" / arm / f"{case.id}.nii.gz"
         if path.is_file():
-            masks[arm] = to_grid(load_label(path), truth.grid, labels=True).array[..., 0] > 0
-    image = scan if scan.grid.same_as(truth.grid) else to_grid(scan, truth.grid)
-    return report.overlay_figure(_gray(image), masks, truth.spacing, title=title)
+            maps[arm] = to_grid(load_label(path), truth.grid, labels=True).array[..., 0]
+    image = _gray(scan if scan.grid.same_as(truth.grid) else to_grid(scan, truth.grid))
+    names = values_of(recipe)
+    if len(names) > 1:
+        return report.label_figure(image, maps, names, truth.spacing, title=title)
+    return report.overlay_figure(image, {name: np.isin(values, list(names)) for name, values in maps.items()}, truth.spacing, title=title)
+
+
+def values_of(recipe: dict[str, Any]) -> dict[int, str]:
+    """Value in a label file → its name: of regions, which share values, the smallest one that holds it."""
+    named: dict[int, tuple[int, str]] = {}
+    for name, values in recipe["labels"].items():
+        if name == "ignore":
+            continue
+        values = [values] if isinstance(values, int) else values
+        for value in values:
+            if value not in named or len(values) < named[value][0]:
+                named[value] = (len(values), name)
+    return {value: name for value, (_, name) in sorted(named.items())}
 
 
 def _shown(case: Case, channels: list[str]) -> str:

@@ -23,6 +23,8 @@ from jaxseg.train.optim import make_optimizer
 from jaxseg.zoo import Model, load_model
 from jaxseg.zoo.cost import PASSES, count_flops, count_params, update_flops
 
+PER_LABEL = ("dice", "hd95_mm", "surface_dice")
+
 
 def measure(settings: FinetuneConfig, names: tuple[str, ...], tests: Sequence[Case], recipe: Recipe, *, overlap: float) -> dict[str, Any]:
     """Scores of a fine-tuning on the scans' own grids, and its budget.
@@ -35,7 +37,8 @@ def measure(settings: FinetuneConfig, names: tuple[str, ...], tests: Sequence[Ca
         overlap: of the windows.
 
     Returns:
-        `dice` (mean over cases of the mean over labels), `low`, `high` (95 % bootstrap over cases), `per_case`; `left_out` (test cases that could not
+        `dice` (mean over cases of the mean over labels), `low`, `high` (95 % bootstrap over cases), `per_case`; `per_label` (means over cases of `PER_LABEL`,
+        None where no case has a value); `left_out` (test cases that could not
         be segmented, which count as 0, or scored, which count nowhere, with the reason); `budget`; `curve` of the loss and `monitored` Dice, as (step, value).
     """
     out = Path(settings.out)
@@ -57,6 +60,7 @@ def score(model: Model, tests: Sequence[Case], recipe: Recipe, out: Path, *, ove
         raise InputError("; ".join(f"test case {item['case']} cannot be scored: {item['reason']}" for item in summary["left_out"]))
     return {
         **{key: summary[key] for key in ("dice", "low", "high", "per_case")},
+        "per_label": {label: {key: found[key] for key in PER_LABEL} for label, found in summary["per_label"].items()},
         "left_out": [{"case": case, "reason": reason} for case, reason in left_out],
     }
 

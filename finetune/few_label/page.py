@@ -38,18 +38,24 @@ def write_report(out: Path, results: dict[str, Any]) -> None:
     """Write `learning_curve.png`, `table.md` and `index.html` from what `results.json` holds."""
     write_bytes(out / "learning_curve.png", learning_curve_figure(_lines(results), floor=_floor_line(results)))
     scratch, others = _comparisons(results)
-    tables = [_scores(results), scratch, _equivalence(results), others, _budgets(results)]
+    tables = [_scores(results), _per_label(results), scratch, _equivalence(results), others, _budgets(results)]
     write_text(out / "table.md", "\n".join(_markdown(table) for table in tables if table.rows))
     sections = [
         Section("Learning curves", [*_figures(results), tables[0]]),
-        Section("Against scratch", [*tables[1:3]] if tables[1].rows else [Text("No arm has been measured beside scratch yet.")]),
+        *([Section("Each label", [tables[1]])] if tables[1].rows else []),
+        Section("Against scratch", [*tables[2:4]] if scratch.rows else [Text("No arm has been measured beside scratch yet.")]),
         Section("Against each other", [others] if others.rows else [Text("No such pair of arms has been measured yet.")]),
-        Section("Budgets", [tables[4], Text(BUDGETS)]),
+        Section("Budgets", [tables[5], Text(BUDGETS)]),
         Section("Failures", [_failures(results)] if results["failures"] else [Text("No cell failed.")]),
         Section("Test set", [Text(_audit(results))]),
     ]
     done, cells = sum(cell["status"] == DONE for cell in results["cells"]), len(results["cells"])
-    write_page(out / "index.html", "Few labels", f"{LEAD} {_few_tests(results)}{done} of {cells} cells are measured.", sections)
+    write_page(
+        out / "index.html",
+        f"Few labels: {Path(results['config']['scans']).name}",
+        f"{LEAD} {_few_tests(results)}{done} of {cells} cells are measured.",
+        sections,
+    )
 
 
 def _few_tests(results: dict[str, Any]) -> str:
@@ -105,6 +111,35 @@ def _scores(results: dict[str, Any]) -> Table:
     floors = [_floor(results, count) for count in counts]
     rows.append(["position-only floor", *["" if floor is None else f"{floor:.3f}" for floor in floors]])
     return Table(["arm", *[f"N = {count}" for count in counts]], rows, "Dice [95 % interval], number of draws × seeds")
+
+
+def _per_label(results: dict[str, Any]) -> Table:
+    """Dice, distance and surface Dice of every label: a mean Dice hides the label that is missed. Cells from before these were kept have none."""
+    counts = results["config"]["labels"]
+    found: dict[tuple[str, str], dict[Any, list[dict[str, Any]]]] = {}
+    for cell in results["cells"]:
+        for label, values in cell.get("per_label", {}).items():
+            found.setdefault((label, cell["arm"]), {}).setdefault(cell["labels"], []).append(values)
+    order = [arm["name"] for arm in results["arms"]]
+    rows = [
+        [label, arm, *[_of_label(found[label, arm].get(count, [])) for count in counts]]
+        for label, arm in sorted(found, key=lambda pair: order.index(pair[1]))
+    ]
+    labels = list(dict.fromkeys(label for label, _ in found))
+    rows.sort(key=lambda row: labels.index(row[0]))
+    caption = (
+        "Dice, 95th percentile of the surface distance (HD95) and surface Dice at 2 mm of each label: means over test cases, then cells. A missed lesion "
+        "counts with the image's diagonal as its distance."
+    )
+    return Table(["label", "arm", *[f"N = {count}" for count in counts]], rows, caption)
+
+
+def _of_label(cells: Sequence[dict[str, Any]]) -> str:
+    def mean(key: str, form: str) -> str:
+        values = [cell[key] for cell in cells if cell[key] is not None]
+        return form.format(statistics.mean(values)) if values else "–"
+
+    return f"{mean('dice', '{:.3f}')}, {mean('hd95_mm', '{:.1f} mm')}, {mean('surface_dice', '{:.3f}')}" if cells else ""
 
 
 def _score(results: dict[str, Any], arm: str, count: Any) -> str:

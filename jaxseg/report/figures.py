@@ -7,13 +7,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 # Okabe and Ito's palette, which colour-blind readers tell apart (jfly.uni-koeln.de/color).
 TRUTH = "#F0E442"
 COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+LEGEND = 18  # labels that a picture's legend holds
 # What a radiologist expects: the patient's right on the left of the picture, anterior (or superior) on top.
 _PLANES = (("axial", 2, "RLAP"), ("coronal", 1, "RLSI"), ("sagittal", 0, "APSI"))
 
@@ -55,6 +58,59 @@ def overlay_figure(
         figure.suptitle(title, color="white", fontsize=11)
     figure.subplots_adjust(left=0.01, right=0.99, top=0.86 if title else 0.93, bottom=0.1, wspace=0.03)
     return _png(figure)
+
+
+def label_figure(
+    image: Float[np.ndarray, "x y z"],
+    maps: Mapping[str, Integer[np.ndarray, "x y z"]],
+    names: Mapping[int, str],
+    spacing: Sequence[float],
+    *,
+    title: str = "",
+) -> bytes:
+    """One scan in three planes with several labels, each in its colour: a row a label map.
+
+    Args:
+        image: (x, y, z), RAS+; shown between its 1st and 99.5th percentile.
+        maps: name → (x, y, z) of label values, 0 where nothing is; planes go through the largest slice of the first that is not empty.
+        names: value → name, of the labels that get a colour, in their order; the legend holds at most `LEGEND` of them.
+        spacing: mm along x, y, z; pixels are drawn in true proportion.
+        title: above the figure.
+    """
+    colours = {value: to_rgb(COLOURS[place]) if len(names) <= len(COLOURS) else _hue(place) for place, value in enumerate(names)}
+    centre = _centre(image.shape, {name: values > 0 for name, values in maps.items()})
+    low, high = np.percentile(image, (1, 99.5))
+    height = 2.9 * len(maps) + 0.9
+    figure = Figure(figsize=(9.6, height), dpi=110, facecolor="black")
+    for row, (name, values) in enumerate(maps.items()):
+        for column, (plane, axis, corners) in enumerate(_PLANES):
+            axes = figure.add_subplot(len(maps), 3, 3 * row + column + 1)
+            _slice(axes, image, axis, centre, spacing, low, high)
+            picture = _picture(values, axis, centre)
+            paint = np.zeros((*picture.shape, 4))
+            for value, colour in colours.items():
+                paint[picture == value] = (*colour, 0.55)
+            across, up = (spacing[other] for other in range(3) if other != axis)
+            axes.imshow(paint, aspect=up / across, interpolation="nearest")
+            if row == 0:
+                axes.set_title(plane, color="white", fontsize=9)
+                _letters(axes, corners)
+            if column == 0:
+                axes.text(-0.05, 0.5, name, color="white", fontsize=9, rotation=90, transform=axes.transAxes, ha="center", va="center")
+    shown = [value for value in names if any((values == value).any() for values in maps.values())][:LEGEND]
+    handles = [Patch(color=colours[value], label=names[value]) for value in shown]
+    if handles:
+        figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 6), frameon=False, labelcolor="white", fontsize=9)
+    if title:
+        figure.suptitle(title, color="white", fontsize=11)
+    figure.subplots_adjust(left=0.04, right=0.99, top=1 - (0.6 if title else 0.25) / height, bottom=0.5 / height, wspace=0.03, hspace=0.05)
+    return _png(figure)
+
+
+def _hue(place: int) -> tuple[float, float, float]:
+    """Hues around the circle, neighbours in the list far apart on it."""
+    red, green, blue = hsv_to_rgb(((place * 0.618034) % 1, 0.65 + 0.35 * (place % 2), 1.0))
+    return float(red), float(green), float(blue)
 
 
 def reconstruction_figure(

@@ -15,6 +15,7 @@ from finetune.config import FinetuneConfig
 from finetune.few_label import FewLabelConfig
 from finetune.few_label.arms import SEMI, arms_of, describe, pairs_of, settings_of
 from finetune.few_label.cells import choose_cells, grid_of
+from finetune.few_label.page import write_report
 from finetune.few_label.program import run_program
 from finetune.few_label.spacing.study import resampled
 from finetune.few_label.study import _test_cases, run_study
@@ -107,6 +108,10 @@ class Pretended:
         return {
             "dice": dice,
             "per_case": {case.id: dice + 0.01 * place for place, case in enumerate(tests)},
+            "per_label": {
+                "core": {"dice": dice, "hd95_mm": 8.0 if len(names) == 1 else 4.0, "surface_dice": 0.25},
+                "rim": {"dice": 0.0, "hd95_mm": None, "surface_dice": None},
+            },
             "budget": {**budget, "flops": 10**12},
         }
 
@@ -319,6 +324,15 @@ def test_results_say_what_the_scores_are_worth(data, tmp_path):
     assert all(0 < floor["dice"] < 1 for floor in content["floors"])
     page, table = (tmp_path / "index.html").read_text(), (tmp_path / "table.md").read_text()
     assert "data:image/png;base64" in page and "position-only floor" in table and "> 2" in table
+    assert (
+        "| core | scratch | 0.500, 8.0 mm, 0.250 | 0.600, 4.0 mm, 0.250 |" in table
+        and "| rim | scratch_x4 | 0.000, –, – | 0.000, –, – |" in table
+    )
+    assert "<h2>Each label</h2>" in page and "Few labels: scans" in page
+    for cell in content["cells"]:
+        del cell["per_label"]  # of a study from before labels were told apart
+    write_report(tmp_path, content)
+    assert "Each label" not in (tmp_path / "index.html").read_text() and "| core |" not in (tmp_path / "table.md").read_text()
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -823,6 +837,7 @@ def test_zero_pretraining_steps_give_scratch_and_a_frozen_encoder_trains_less(da
     weights = [read_arrays(tmp_path / "cells" / arm / "n002-draw0-seed0", "params.") for arm in ("scratch", "pretrained")]
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert frozen["budget"]["trained_parameters"] < frozen["budget"]["parameters"] == control["budget"]["parameters"]
+    assert control["per_label"].keys() == {"label_1"} and control["per_label"]["label_1"]["hd95_mm"] > 0
     assert control["budget"]["crops"] == 16 and control["budget"]["flops"] > 0 and control["left_out"] == []
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from jaxseg.report import curve_figure, overlay_figure, score_figure
+from jaxseg.report import curve_figure, label_figure, overlay_figure, score_figure
 from jaxseg.report.figures import COLOURS, TRUTH, _centre, _picture
 
 
@@ -63,6 +63,30 @@ def test_truth_and_predictions_are_told_apart_and_lie_where_they_are():
     assert np.argwhere(near(panel, TRUTH))[:, 1].mean() < middle < np.argwhere(near(panel, COLOURS[0]))[:, 1].mean()
 
 
+def test_every_label_has_its_colour_in_every_map():
+    scan = np.full((40, 40, 40), 0.0, np.float32)
+    truth, missed = np.zeros(scan.shape, np.uint8), np.zeros(scan.shape, np.uint8)
+    truth[22:34, 12:28, 12:28], truth[6:18, 12:28, 12:28] = 1, 4
+    missed[22:34, 12:28, 12:28] = 1
+    picture = pixels(label_figure(scan, {"truth": truth, "model": missed}, {1: "rim", 4: "core"}, (1, 1, 1), title="case"))
+    first, second = np.array_split(picture[: -picture.shape[0] // 10], 2)
+    for colour, rows in ((COLOURS[0], (True, True)), (COLOURS[1], (True, False))):
+        dimmed = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255 * 0.55  # over a black scan
+        assert [int((np.abs(row[..., :3] - dimmed).max(-1) < 0.05).sum() > 500) for row in (first, second)] == list(map(int, rows))
+    rim = np.abs(first[:, : first.shape[1] // 3, :3] - np.array([0x56, 0xB4, 0xE9]) / 255 * 0.55).max(-1) < 0.05
+    assert np.flatnonzero(rim.any(0)).mean() < first.shape[1] / 6  # on the patient's right, which is on the left
+
+
+def test_more_labels_than_the_palette_has_are_drawn_in_different_colours():
+    scan, maps = np.zeros((30, 30, 30), np.float32), np.zeros((30, 30, 30), np.uint8)
+    for value in range(1, 26):
+        maps[value + 1, 5:25, 5:25] = value
+    picture = pixels(label_figure(scan, {"truth": maps}, {value: f"region {value}" for value in range(1, 26)}, (1, 1, 1)))
+    axial = np.round(picture[:, : picture.shape[1] // 3, :3], 2).reshape(-1, 3)
+    colours, counts = np.unique(axial, axis=0, return_counts=True)
+    assert (counts[colours.max(1) > 0.3] > 300).sum() >= 20
+
+
 def test_an_empty_prediction_and_a_constant_scan_are_drawn():
     scan = np.zeros((8, 9, 10), np.float32)
     pixels(overlay_figure(scan, {"truth": np.zeros(scan.shape, bool), "model": np.ones(scan.shape, bool)}, (1, 1, 3)))
@@ -83,6 +107,7 @@ def test_curves_and_scores_are_drawn_the_same_every_time():
         lambda: curve_figure(curves, ylabel="loss"),
         lambda: curve_figure(curves, ylabel="loss", log=True),
         lambda: score_figure(scores, intervals),
+        lambda: label_figure(np.zeros((6, 6, 6), np.float32), {"truth": np.ones((6, 6, 6), np.uint8)}, {1: "a", 2: "b"}, (1, 1, 1)),
     ]
     for figure in draw:
         picture = pixels(figure())
