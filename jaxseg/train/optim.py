@@ -23,6 +23,7 @@ _UNDECAYED = re.compile(
 # The first and the last map of a network, whose rows or columns are voxels or labels and not features: Muon leaves them to Adam.
 _ENDS = re.compile(r"(\w*_)?(patch\w*|embed\w*|heads?|head_\w+)")
 _STACKED = re.compile(r"\b(blocks|stages|levels)\.(?!\d)")  # their arrays have a leading axis over depth, as in `groups`
+STEPS = 1000  # of a schedule, unless said otherwise
 _MUON_RMS = 0.2  # root mean square of an update in units of the rate, that of AdamW's (arXiv 2502.16982, 2.2): one rate serves both
 
 
@@ -32,7 +33,7 @@ class OptimConfig:
 
     Attributes:
         lr: peak learning rate.
-        steps: steps of the whole schedule, warm-up included.
+        steps: steps of the whole schedule, warm-up included; a run's own (`loop.steps`) take their place.
         warmup: steps of linear warm-up.
         final: learning rate at the end, as a fraction of `lr`.
         weight_decay: AdamW's, on weights only (no norms, biases, positions, tokens, layer scales), by name.
@@ -49,7 +50,7 @@ class OptimConfig:
     """
 
     lr: float = 1e-3
-    steps: int = 1000
+    steps: int = STEPS
     warmup: int = 50
     final: float = 0.01
     weight_decay: float = 0.05
@@ -71,7 +72,15 @@ class OptimConfig:
             raise ConfigError(f"decoder_first={self.decoder_first}: expected a number of steps, 0 or more")
 
     def over(self, steps: int) -> "OptimConfig":
-        """These settings for a run of `steps` steps; a run of none warms up for none. ConfigError where the warm-up outlasts the run."""
+        """These settings for a run of `steps` steps; a run of none warms up for none.
+
+        Raises:
+            ConfigError: the warm-up outlasts the run, or the settings name another number of steps than the run has.
+        """
+        if self.steps not in (STEPS, steps):
+            raise ConfigError(
+                f"optim.steps is {self.steps} and the run has {steps} (loop.steps), which its schedule goes by: say only --loop.steps {self.steps}"
+            )
         if 0 < steps < self.warmup:
             raise ConfigError(
                 f"a run of {steps} steps (loop.steps) ends before its warm-up of {self.warmup} (optim.warmup): "

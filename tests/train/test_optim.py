@@ -182,6 +182,9 @@ def test_settings_that_make_no_sense(bad):
 def test_a_run_of_no_steps_warms_up_for_none_and_a_warm_up_longer_than_the_run_is_named():
     assert OptimConfig(warmup=50).over(0) == OptimConfig(warmup=0, steps=1)
     assert OptimConfig(warmup=50).over(50) == OptimConfig(warmup=50, steps=50)
+    assert OptimConfig(steps=70).over(70).steps == 70
+    with pytest.raises(ConfigError, match=r"optim\.steps is 70 and the run has 80 \(loop\.steps\).*--loop\.steps 70"):
+        OptimConfig(steps=70).over(80)
     with pytest.raises(
         ConfigError, match=r"a run of 20 steps \(loop.steps\) ends before its warm-up of 50 \(optim.warmup\).*--optim.warmup 2"
     ):
