@@ -91,13 +91,14 @@ class TrainingProgress:
         self.name, self.every = name, every
         self.console = console or Console(file=sys.stderr)
         self._bar: Progress | None = None
-        self._start = self._last = (0.0, 0)
+        self._last = (0.0, 0)
+        self._first: tuple[float, int] | None = None  # the step that compiled: what came before it is no measure of what is left
         self._total = 0
 
     def begin(self, total: int, done: int) -> None:
         """Open the bar, or say where training starts."""
         self._total = total
-        self._start = self._last = (time.monotonic(), done)
+        self._last, self._first = (time.monotonic(), done), None
         if not self.console.is_terminal:
             return
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(), TimeRemainingColumn())
@@ -113,12 +114,15 @@ class TrainingProgress:
             self._bar.update(self._task, completed=step, numbers=numbers)
             return
         now = time.monotonic()
+        self._first = self._first or (now, step)
         if now - self._last[0] < self.every and step < self._total:
             return
-        rate = (step - self._start[1]) / max(now - self._start[0], 1e-9)
-        left = (self._total - step) / rate if rate > 0 else 0.0
+        rate = (step - self._first[1]) / max(now - self._first[0], 1e-9)
         self._last = (now, step)
-        self.say(f"{self.name} {step}/{self._total}  {numbers}  {rate:.2f} steps/s  {int(left) // 60}:{int(left) % 60:02d} left")
+        if rate > 0:
+            left = int((self._total - step) / rate)
+            numbers += f"  {rate:.2f} steps/s  {left // 60}:{left % 60:02d} left"
+        self.say(f"{self.name} {step}/{self._total}  {numbers}")
 
     def say(self, text: str) -> None:
         """Print a line (above the bar)."""

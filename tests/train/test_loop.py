@@ -283,6 +283,19 @@ def test_progress_says_how_long(tmp_path, terminal):
     assert terminal or "0:00 left" in text
 
 
+def test_the_time_left_does_not_count_compiling(tmp_path, monkeypatch):
+    clock = iter([0.0, 100.0, 102.0, 104.0])  # begin, the first step, two more
+    monkeypatch.setattr("jaxseg.train.log.time.monotonic", lambda: next(clock))
+    with open(tmp_path / "out", "w+") as stream:
+        progress = TrainingProgress(console=Console(file=stream, width=120), every=0.0)
+        progress.begin(10, 0)
+        for step in range(1, 4):
+            progress.advance(step, {"loss": 0.25})
+        stream.seek(0)
+        lines = stream.read().splitlines()
+    assert lines[0] == "training 1/10  loss 0.2500" and lines[2] == "training 3/10  loss 0.2500  0.50 steps/s  0:14 left"
+
+
 @pytest.mark.slow
 def test_sigterm_from_outside(uninterrupted, tmp_path):
     """A real process, really told to stop by the system; it ends in 75 and the next one finishes with the same bits."""
