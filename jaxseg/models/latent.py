@@ -12,6 +12,7 @@ from jaxseg.models.layers import linear
 from jaxseg.models.mae import Decoder, MAEConfig
 from jaxseg.models.masked_model import draw_masks
 from jaxseg.models.positions import Triple, gather_tokens
+from jaxseg.models.sample_keys import DROP_PATH, keys_for
 from jaxseg.models.vit import ViT, patchify
 
 
@@ -74,7 +75,7 @@ class Latent(nnx.Module):
         tokens = encoder.embed(gather_tokens(encoder.patchify(x), visible), grid, visible)
         seen = self._at(encoder.coordinates(grid, spacing), visible)
         if keys is not None:
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+            keys = keys_for(keys, DROP_PATH)
         placed = self._at(self.decoder.positions.coordinates(grid, self.config.encoder.token, spacing), index)
         return self.decoder(encoder.encode(tokens, seen, keys), grid, index, placed)
 

@@ -12,6 +12,7 @@ from jaxseg.errors import ConfigError
 from jaxseg.models.layers import layer_norm, linear, run_blocks, stack_blocks
 from jaxseg.models.masked_model import MaskedModel, check_masking
 from jaxseg.models.positions import Kind, Positions, Triple, check_numbers, gather_tokens
+from jaxseg.models.sample_keys import DROP_PATH, keys_for
 from jaxseg.models.vit import ViT, ViTConfig
 
 
@@ -199,5 +200,5 @@ class MAE(MaskedModel):
         """The encoder over the `visible` patches, each at its own coordinates; with a class token that one comes first."""
         tokens = self.encoder.embed(gather_tokens(patches, visible), grid, visible)
         if keys is not None:
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+            keys = keys_for(keys, DROP_PATH)
         return self.encoder.encode(tokens, None if coordinates is None else gather_tokens(coordinates, visible), keys)

@@ -3,7 +3,6 @@
 import abc
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -11,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxseg.errors import ConfigError
 from jaxseg.models.masking import draw
 from jaxseg.models.positions import Triple, check_numbers, gather_tokens
+from jaxseg.models.sample_keys import MASK, keys_for
 from jaxseg.models.vit import ViT, patchify, unpatchify
 
 
@@ -53,7 +53,7 @@ def draw_masks(
 ) -> tuple[Int[Array, "b v"], Int[Array, "b h"]]:
     """Indices of visible and hidden tokens as `config` asks for them; `body` holds the mask of every voxel of every token."""
     return draw(
-        jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys),
+        keys_for(keys, MASK),
         grid,
         config.mask_ratio,
         unit=config.mask_unit,

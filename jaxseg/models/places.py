@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxseg.errors import ShapeError
 from jaxseg.models.positions import Triple
 from jaxseg.models.projected import ProjectedViT, cut_parts
+from jaxseg.models.sample_keys import CORNERS, PARTS, keys_for
 from jaxseg.models.vit import ViTConfig
 
 
@@ -56,7 +57,7 @@ class Places(ProjectedViT):
         if any(n % 2 for n in grid):
             raise ShapeError(f"a sample of {x.shape[1:4]} voxels has {grid} tokens, which do not split in two along every axis")
         side = tuple(n // 2 for n in x.shape[1:4])
-        origin = draw_origins(keys, side)
+        origin = draw_origins(keys_for(keys, CORNERS), side)
         places = [origin, *(jnp.broadcast_to(jnp.asarray(corner), origin.shape) for corner in grid_corners(side))]
         features = self.features(jnp.concatenate([cut_parts(x, place, side) for place in places]), spacing, keys)
         body = jnp.stack([(cut_parts(mask, place, side) > 0).any((1, 2, 3)) for place in places], 1).astype(jnp.float32)
@@ -76,7 +77,7 @@ class Places(ProjectedViT):
         """Projected means of the tokens of `parts` (groups of b samples, one after the other), each of length 1, float32; `keys` for drop path."""
         count = len(parts) // len(keys)
         spacing = None if spacing is None else jnp.tile(spacing, (count, 1))
-        keys = jnp.concatenate([jax.vmap(jax.random.fold_in, (0, None))(keys, number + 1) for number in range(count)])
+        keys = jnp.concatenate([keys_for(keys, PARTS + number) for number in range(count)])
         projected = self.projected(parts, spacing, keys)
         return projected.reshape(count, -1, projected.shape[-1]).swapaxes(0, 1)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxseg.errors import ConfigError
 from jaxseg.models.positions import Triple
 from jaxseg.models.projected import ProjectedViT, cut_parts
+from jaxseg.models.sample_keys import CORNERS, DROP_PATH, keys_for
 from jaxseg.models.vit import ViTConfig
 
 
@@ -62,8 +63,8 @@ class SimCLR(ProjectedViT):
         """
         self.encoder.grid_of(x)
         view = self.config.view
-        origin = draw_corners(keys, x.shape[1:4], view)
-        dropped = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        origin = draw_corners(keys_for(keys, CORNERS), x.shape[1:4], view)
+        dropped = keys_for(keys, DROP_PATH)
         return self.projected(cut_parts(x, origin, view), spacing, dropped), (cut_parts(mask, origin, view) > 0).any((1, 2, 3))
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxseg.models.layers import linear
 from jaxseg.models.masked_model import MaskedModel, check_masking
 from jaxseg.models.positions import Triple, gather_tokens
+from jaxseg.models.sample_keys import DROP_PATH, keys_for
 from jaxseg.models.vit import ViT, ViTConfig
 
 
@@ -86,6 +87,6 @@ class SimMIM(MaskedModel):
         tokens = encoder.patch(patches)
         tokens = jnp.where(seen[..., None], tokens, self.mask_token[...].astype(tokens.dtype))
         if keys is not None:
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+            keys = keys_for(keys, DROP_PATH)
         encoded = encoder.encode(encoder.place(tokens, grid), encoder.coordinates(grid, spacing), keys)
         return self.head(gather_tokens(encoded[:, int(encoder.config.class_token) :], hidden)).astype(jnp.float32)

@@ -10,6 +10,7 @@ from jaxseg.errors import ShapeError
 from jaxseg.models import ViTConfig
 from jaxseg.models.places import Places, PlacesConfig, draw_origins, grid_corners, overlaps, position_loss
 from jaxseg.models.projected import cut_parts
+from jaxseg.models.sample_keys import CORNERS, keys_for
 
 SIDE = (4, 2, 3)
 
@@ -35,7 +36,7 @@ def test_the_losses_are_equations_3_and_5_of_the_paper(monkeypatch):
     keys, mask = jax.random.split(jax.random.key(3), 2), np.ones((2, 8, 4, 6))
     mask[1, :4, :2, :3] = 0
     terms = model.loss(jnp.zeros((2, 8, 4, 6, 1)), jnp.asarray(mask), None, keys)
-    shares, position, apart = np.asarray(overlaps(draw_origins(keys, SIDE), SIDE)), [], []
+    shares, position, apart = np.asarray(overlaps(draw_origins(keys_for(keys, CORNERS), SIDE), SIDE)), [], []
     for sample in range(2):
         parts = range(sample, 8)
         for i in parts:

@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxseg.errors import ConfigError
 from jaxseg.models import ViTConfig
+from jaxseg.models.sample_keys import CORNERS, keys_for
 from jaxseg.models.simclr import SimCLR, SimCLRConfig, draw_corners, nt_xent
 
 ENCODER = ViTConfig(crop=(8, 8, 4), token=(2, 2, 2), width=12, depth=1, heads=1)
@@ -62,7 +63,7 @@ def test_features_have_length_one_and_forget_what_lies_outside_the_view():
     features, valid = model.features(x, mask, None if ENCODER.positions != "rope_mm" else jnp.ones((2, 3)), keys)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
     assert valid.all()
-    corner = np.asarray(draw_corners(keys, (8, 8, 4), (6, 6, 4)))
+    corner = np.asarray(draw_corners(keys_for(keys, CORNERS), (8, 8, 4), (6, 6, 4)))
     outside = np.ones((2, 8, 8, 4, 1), bool)
     for sample, (i, j, k) in enumerate(corner):
         outside[sample, i : i + 6, j : j + 6, k : k + 4] = False
