@@ -1,77 +1,24 @@
-"""The position-only floor: what a predictor scores that never looks at the image. Used by the few-label study and the report.
+"""The position-only floor (`jaxseg.metrics.position`) of a store's cases, on the working grid. Used by the few-label study."""
 
-Cropped data sets leak the place of the tumour; a Dice below this floor says nothing. The predictor is the mean mask of the labelled cases in
-normalised coordinates (each case's box stretched onto the unit cube), cut at the threshold that is best on those same cases.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from scipy import ndimage
 
 from finetune.classes import Classes
 from finetune.objective import IGNORED
 from jaxseg.data.catalog import Store
-from jaxseg.metrics import dice
-
-SIDE = 48  # samples along each axis of the unit cube
-THRESHOLDS = np.arange(0.1, 0.95, 0.1)
+from jaxseg.metrics import position
+from jaxseg.metrics.position import Outlined
 
 
 def position_floor(store: Store, training: Sequence[str], test: Sequence[str]) -> dict[str, Any]:
-    """Dice of the position-only predictor made of `training`, on `test`, on the working grid: `{"dice", "per_case"}`.
-
-    `dice` is the mean over cases of the mean over labels or regions, as everywhere.
-    """
+    """Dice of the position-only predictor made of `training`, on `test`: `{"dice", "per_case"}`."""
     classes = Classes.of(store.recipe)
-    # One case at a time, read again where it is needed again: a study's cases do not fit in memory together.
-    means = np.zeros((len(_groups(classes)), SIDE, SIDE, SIDE))
-    for name in training:
-        means += np.stack([_to_cube(mask) for mask in _masks(store, name, classes)]) / len(training)
-    cuts = _best_cuts(means, ((_masks(store, name, classes), _known(store, name)) for name in training))
-    per_case = {}
-    for name in test:
-        masks, known = _masks(store, name, classes), _known(store, name)
-        scores = [dice((_from_cube(mean, mask.shape) > cut) & known, mask) for mean, cut, mask in zip(means, cuts, masks)]
-        per_case[name] = float(np.mean(scores))
-    return {"dice": float(np.mean(list(per_case.values()))), "per_case": per_case}
+    groups = classes.regions or [(value,) for value in range(1, classes.outputs)]
 
+    def load(name: str) -> Outlined:
+        label = np.asarray(store.arrays(name).label)
+        return [np.isin(label, values) for values in groups], label != IGNORED
 
-def _masks(store: Store, name: str, classes: Classes) -> list[np.ndarray]:
-    label = np.asarray(store.arrays(name).label)
-    return [np.isin(label, values) for values in _groups(classes)]
-
-
-def _known(store: Store, name: str) -> np.ndarray:
-    """Where somebody contoured: as with the scores of networks, nothing counts elsewhere."""
-    return np.asarray(store.arrays(name).label) != IGNORED
-
-
-def _groups(classes: Classes) -> Sequence[tuple[int, ...]]:
-    """The values that each label or region is made of."""
-    return classes.regions or [(value,) for value in range(1, classes.outputs)]
-
-
-def _to_cube(mask: np.ndarray) -> Float[np.ndarray, "s s s"]:
-    return _stretch(mask.astype(np.float32), (SIDE,) * 3)
-
-
-def _from_cube(mean: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    return _stretch(mean, shape)
-
-
-def _stretch(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Linear interpolation between voxel centres of two grids that cover the same box."""
-    axes = [(np.arange(new) + 0.5) * old / new - 0.5 for new, old in zip(shape, array.shape)]
-    return ndimage.map_coordinates(array, np.meshgrid(*axes, indexing="ij"), order=1, mode="nearest")
-
-
-def _best_cuts(means: Float[np.ndarray, "k s s s"], cases: Iterable[tuple[list[np.ndarray], np.ndarray]]) -> list[float]:
-    """For each label the threshold of its mean mask that scores best, on average over the cases (a mask a label each, and where these are known)."""
-    scores = []
-    for masks, known in cases:
-        stretched = [_from_cube(mean, mask.shape) for mean, mask in zip(means, masks)]
-        scores.append([[dice((array > cut) & known, mask) for cut in THRESHOLDS] for array, mask in zip(stretched, masks)])
-    return [float(THRESHOLDS[best]) for best in np.argmax(np.mean(scores, axis=0), axis=-1)]
+    return position.position_floor(load, training, test)

@@ -73,6 +73,10 @@ def _scores(summary: dict[str, Any], out: Path) -> list[Section]:
     gain = paired_interval(np.array([pretrained[case] for case in scratch]), np.array(list(scratch.values())))
     rows = [[arm, *(f"{summary[arm][key]:.3f}" for key in ("dice", "low", "high"))] for arm in ARMS]
     rows.append(["pretrained − scratch", f"{gain.mean:+.3f}", f"{gain.low:+.3f}", f"{gain.high:+.3f}"])
+    caption = "Mean over cases of the mean over labels or regions; 95 % bootstrap interval over cases."
+    if "position_only" in summary:  # not in a job from before there was one
+        rows.append(["position only", f"{summary['position_only']['dice']:.3f}", "", ""])
+        caption += " Position only: of a predictor that never looks at a scan and knows where the labels of the training cases lie; a score below says nothing."
     picture = report.score_figure(
         {arm: summary[arm]["per_case"] for arm in ARMS}, {arm: tuple(summary[arm][key] for key in ("dice", "low", "high")) for arm in ARMS}
     )
@@ -82,7 +86,7 @@ def _scores(summary: dict[str, Any], out: Path) -> list[Section]:
         Table(
             ["", "mean Dice", "low", "high"],
             rows,
-            "Mean over cases of the mean over labels or regions; 95 % bootstrap interval over cases.",
+            caption,
         ),
         Figure(picture, "Dice of every test case under both arms", "Each line is one test case; diamonds are means with 95 % intervals."),
         _per_label(out),

@@ -27,6 +27,7 @@ from jaxseg.errors import ConfigError, InputError
 from jaxseg.evaluate import evaluate_cases, structures_of
 from jaxseg.files import lock_folder, read_json, write_json
 from jaxseg.infer.folder import segment_cases
+from jaxseg.job_floor import floor_of
 from jaxseg.job_inputs import Inputs, MainJob, read_inputs
 from jaxseg.job_report import draw_report
 from jaxseg.plan import CROP, Plan, make_plan
@@ -88,6 +89,8 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
                 missed = _segment(models[arm], held_out, job.out / "predictions" / arm, arm)
             with clock.stage(f"evaluate {arm}"):
                 scores[arm], lost = _evaluate(job.out, arm, held_out, plan)
+        learnt = [case for case in inputs.labelled.labelled if case.id in training]
+        floor = floor_of(learnt, [case for case in held_out if case.id in scores["scratch"]["per_case"]], plan.recipe)
         left_out += not_scored + lost + [{"path": case, "reason": reason} for case, reason in missed]
         summary = {
             "seconds": clock.seconds,
@@ -96,6 +99,7 @@ def run_main_job(job: MainJob, trainers: Trainers) -> dict[str, Any]:
             "cases": {"unlabelled": len(stores["unlabelled"].names), "train": len(training), "test": len(held_out)},
             **({"untaught": list(lost_labels)} if lost_labels else {}),
             **{arm: scores[arm] for arm in ARMS},
+            **({"position_only": floor} if floor else {}),
         }
         write_json(job.out / "summary.json", summary)
         report = draw_report(job.out)

@@ -64,6 +64,7 @@ def test_the_summary_says_what_was_promised(job, summary):
     for arm in ("pretrained", "scratch"):
         assert summary[arm]["low"] <= summary[arm]["dice"] <= summary[arm]["high"]
         assert set(summary[arm]["per_case"]) == {"case_3", "case_4"}
+    assert set(summary["position_only"]["per_case"]) == {"case_3", "case_4"} and 0 < summary["position_only"]["dice"] < 1
 
 
 @pytest.mark.slow
@@ -92,6 +93,7 @@ def test_the_report_is_one_page_without_anything_fetched(job, summary):
     assert page.count("data:image/png;base64,") == 6  # of two test cases one is best and median
     assert "http" not in page.replace("data:image/png", "")
     assert "truncated" in page
+    assert f"<td>position only</td><td>{summary['position_only']['dice']:.3f}</td>" in page
 
 
 @pytest.mark.slow
