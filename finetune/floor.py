@@ -19,6 +19,6 @@ def position_floor(store: Store, training: Sequence[str], test: Sequence[str]) -
 
     def load(name: str) -> Outlined:
         label = np.asarray(store.arrays(name).label)
-        return [np.isin(label, values) for values in groups], label != IGNORED
+        return label, label != IGNORED
 
-    return position.position_floor(load, training, test)
+    return position.position_floor(load, groups, training, test)

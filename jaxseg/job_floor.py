@@ -12,13 +12,11 @@ from jaxseg.data.volume import to_ras
 from jaxseg.evaluate import structures_of
 from jaxseg.metrics.position import Outlined, position_floor
 
-_LONGEST = 96  # voxels along an axis that are looked at: every second or third of a large scan
-
 
 def floor_of(training: Sequence[Case], test: Sequence[Case], recipe: Recipe) -> dict[str, Any] | None:
     """`{"dice", "per_case"}` of a predictor that only knows where the labels of `training` lie; None where no test case has a label.
 
-    Cases are looked at on their own grids, in RAS, every n-th voxel of those with over 96 along an axis.
+    Cases are looked at on their own grids, in RAS.
     """
     scored = {case.id: case for case in test if case.label is not None}
     learnt = {f"training {case.id}": case for case in training}
@@ -31,7 +29,6 @@ def floor_of(training: Sequence[Case], test: Sequence[Case], recipe: Recipe) -> 
         case = {**learnt, **scored}[name]
         assert case.label is not None
         label = to_ras(load_label(case.label, rules=case.rules)).array[..., 0]
-        label = label[tuple(slice(None, None, -(-size // _LONGEST)) for size in label.shape)]
-        return [np.isin(label, values) for values in groups], ~np.isin(label, wanted.get("ignore", []))
+        return label, ~np.isin(label, wanted.get("ignore", []))
 
-    return position_floor(load, list(learnt), list(scored))
+    return position_floor(load, groups, list(learnt), list(scored))

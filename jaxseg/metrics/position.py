@@ -9,52 +9,66 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import ndimage
 
 from jaxseg.metrics.overlap import dice
 
 SIDE = 48  # samples along each axis of the unit cube
 THRESHOLDS = np.arange(0.1, 0.95, 0.1)
-Outlined = tuple[list[Bool[np.ndarray, "x y z"]], Bool[np.ndarray, "x y z"]]
-"""A case's mask of each label or region, and where somebody contoured: as with the scores of networks, nothing counts elsewhere"""
+Outlined = tuple[np.ndarray, Bool[np.ndarray, "x y z"]]
+"""A case's label values (x, y, z), and where somebody contoured: as with the scores of networks, nothing counts elsewhere"""
 
 
-def position_floor(load: Callable[[str], Outlined], training: Sequence[str], test: Sequence[str]) -> dict[str, Any]:
+def position_floor(
+    load: Callable[[str], Outlined], groups: Sequence[Sequence[int]], training: Sequence[str], test: Sequence[str]
+) -> dict[str, Any]:
     """Dice of the position-only predictor made of `training`, on `test`: `{"dice", "per_case"}`.
 
-    `dice` is the mean over cases of the mean over labels or regions, as everywhere. `load` gives a case's masks, on any grid of its own, axes
-    in the same order and direction in all; it is called again where a case is needed again, so that no two are held together.
+    `dice` is the mean over cases of the mean over labels or regions, as everywhere; `groups` holds the values of each of them. `load` gives a case on a
+    grid of its own, axes in the same order and direction in all; it is called again where a case is needed again, so that no two are held together.
     """
-    means: Any = 0.0
+    means = np.zeros((len(groups), SIDE, SIDE, SIDE), np.float32)
     for name in training:
-        means = means + np.stack([_to_cube(mask) for mask in load(name)[0]]) / len(training)
-    cuts = _best_cuts(means, map(load, training))
+        label, _ = load(name)
+        for mean, values in zip(means, groups):
+            mean += _stretch(np.isin(label, values), (SIDE,) * 3) / len(training)
+    cuts = _best_cuts(means, groups, map(load, training))
     per_case = {}
     for name in test:
-        masks, known = load(name)
-        scores = [dice((_from_cube(mean, mask.shape) > cut) & known, mask) for mean, cut, mask in zip(means, cuts, masks)]
+        label, known = load(name)
+        scores = [
+            dice((_stretch(mean, label.shape) > cut) & known, np.isin(label, values)) for mean, cut, values in zip(means, cuts, groups)
+        ]
         per_case[name] = float(np.mean(scores))
     return {"dice": float(np.mean(list(per_case.values()))), "per_case": per_case}
 
 
-def _to_cube(mask: np.ndarray) -> Float[np.ndarray, "s s s"]:
-    return _stretch(mask.astype(np.float32), (SIDE,) * 3)
-
-
-def _from_cube(mean: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    return _stretch(mean, shape)
-
-
-def _stretch(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Linear interpolation between voxel centres of two grids that cover the same box."""
-    axes = [(np.arange(new) + 0.5) * old / new - 0.5 for new, old in zip(shape, array.shape)]
-    return ndimage.map_coordinates(array, np.meshgrid(*axes, indexing="ij"), order=1, mode="nearest")
-
-
-def _best_cuts(means: Float[np.ndarray, "k s s s"], cases: Iterable[Outlined]) -> list[float]:
-    """For each label the threshold of its mean mask that scores best, on average over the cases (a mask a label each, and where these are known)."""
+def _best_cuts(means: Float[np.ndarray, "k s s s"], groups: Sequence[Sequence[int]], cases: Iterable[Outlined]) -> list[float]:
+    """For each label the threshold of its mean mask that scores best, on average over the cases."""
     scores = []
-    for masks, known in cases:
-        stretched = [_from_cube(mean, mask.shape) for mean, mask in zip(means, masks)]
-        scores.append([[dice((array > cut) & known, mask) for cut in THRESHOLDS] for array, mask in zip(stretched, masks)])
+    for label, known in cases:
+        of_case = []
+        for mean, values in zip(means, groups):
+            stretched, mask = _stretch(mean, label.shape), np.isin(label, values)
+            of_case.append([dice((stretched > cut) & known, mask) for cut in THRESHOLDS])
+        scores.append(of_case)
     return [float(THRESHOLDS[best]) for best in np.argmax(np.mean(scores, axis=0), axis=-1)]
+
+
+def _stretch(array: np.ndarray, shape: Sequence[int]) -> Float[np.ndarray, "x y z"]:
+    """Linear interpolation between voxel centres of two grids that cover the same box, float32."""
+    array = array.astype(np.float32)
+    for axis, new in enumerate(shape):
+        weights = _between(array.shape[axis], new)
+        array = np.moveaxis(np.tensordot(weights, array, (1, axis)), 0, axis)
+    return array
+
+
+def _between(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """The weights of linear interpolation along one axis; beyond the outermost centres their values go on."""
+    place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    lower = np.minimum(place.astype(int), max(old - 2, 0))
+    weights = np.zeros((new, old), np.float32)
+    weights[np.arange(new), lower] = 1 - (place - lower)
+    if old > 1:
+        weights[np.arange(new), lower + 1] = place - lower
+    return weights
