@@ -133,6 +133,8 @@ def _overlays(summary: dict[str, Any], job: dict[str, Any], plan: dict[str, Any]
             Figure(png, f"{name} case in three planes with truth and both predictions", f"The {name} case of the pretrained model.")
         )
     drawn = "Each label has its colour." if len(values_of(plan["recipe"])) > 1 else "Contours are around what is labelled."
+    if plan["recipe"].get("regions"):
+        drawn += " Where regions overlap the innermost is shown."
     caption = Text(f"{drawn} The patient's right is on the left of the picture.")
     return [Section("Best, median and worst case", [caption, *parts])]
 
