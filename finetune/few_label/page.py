@@ -38,14 +38,15 @@ def write_report(out: Path, results: dict[str, Any]) -> None:
     """Write `learning_curve.png`, `table.md` and `index.html` from what `results.json` holds."""
     write_bytes(out / "learning_curve.png", learning_curve_figure(_lines(results), floor=_floor_line(results)))
     scratch, others = _comparisons(results)
-    tables = [_scores(results), _per_label(results), scratch, _equivalence(results), others, _budgets(results)]
+    scores, labels, equivalence, budgets = _scores(results), _per_label(results), _equivalence(results), _budgets(results)
+    tables = [scores, labels, scratch, equivalence, others, budgets]
     write_text(out / "table.md", "\n".join(_markdown(table) for table in tables if table.rows))
     sections = [
-        Section("Learning curves", [*_figures(results), tables[0]]),
-        *([Section("Each label", [tables[1]])] if tables[1].rows else []),
-        Section("Against scratch", [*tables[2:4]] if scratch.rows else [Text("No arm has been measured beside scratch yet.")]),
+        Section("Learning curves", [*_figures(results), scores]),
+        *([Section("Each label", [labels])] if labels.rows else []),
+        Section("Against scratch", [scratch, equivalence] if scratch.rows else [Text("No arm has been measured beside scratch yet.")]),
         Section("Against each other", [others] if others.rows else [Text("No such pair of arms has been measured yet.")]),
-        Section("Budgets", [tables[5], Text(BUDGETS)]),
+        Section("Budgets", [budgets, Text(BUDGETS)]),
         Section("Failures", [_failures(results)] if results["failures"] else [Text("No cell failed.")]),
         Section("Test set", [Text(_audit(results))]),
     ]
@@ -120,13 +121,13 @@ def _per_label(results: dict[str, Any]) -> Table:
     for cell in results["cells"]:
         for label, values in cell.get("per_label", {}).items():
             found.setdefault((label, cell["arm"]), {}).setdefault(cell["labels"], []).append(values)
-    order = [arm["name"] for arm in results["arms"]]
+    labels, arms = dict.fromkeys(label for label, _ in found), [arm["name"] for arm in results["arms"]]
     rows = [
         [label, arm, *[_of_label(found[label, arm].get(count, [])) for count in counts]]
-        for label, arm in sorted(found, key=lambda pair: order.index(pair[1]))
+        for label in labels
+        for arm in arms
+        if (label, arm) in found
     ]
-    labels = list(dict.fromkeys(label for label, _ in found))
-    rows.sort(key=lambda row: labels.index(row[0]))
     caption = (
         "Dice, 95th percentile of the surface distance (HD95) and surface Dice at 2 mm of each label: means over test cases, then cells. A missed lesion "
         "counts with the image's diagonal as its distance."

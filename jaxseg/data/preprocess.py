@@ -20,7 +20,7 @@ from jaxseg.data.itk import correct_bias
 from jaxseg.data.nyul import standard_scale
 from jaxseg.data.recipe import IGNORE, Recipe
 from jaxseg.data.recipe_guess import evenly_picked, guess_recipe
-from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file
+from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file, only_pet
 from jaxseg.data.skull import brain_mask
 from jaxseg.data.stacking import channels_of, load_case, stack_case, stack_loaded
 from jaxseg.data.volume import Grid, Volume, to_ras
@@ -207,7 +207,7 @@ def _oriented(volume: Volume, recipe: Recipe) -> tuple[Volume, list[int]]:
 def _body(scan: Volume, places: list[int], recipe: Recipe) -> Bool[np.ndarray, "x y z"]:
     """The body at the scan's own resolution, and not on the new grid: resampling blurs the edge of a constant background outwards."""
     rules = [recipe.intensity[place] for place in places]
-    if all(modality(recipe.channels[place]) == "PET" for place in places):
+    if only_pet([recipe.channels[place] for place in places]):
         mask = body_mask(tracer_foreground(scan.array[..., i]) for i in range(len(places)))
     else:
         mask = body_mask(own_foreground(scan.array[..., i], rule) for i, rule in enumerate(rules))

@@ -71,6 +71,11 @@ def modality(name: str) -> str | None:
     return known[-1] if known else None
 
 
+def only_pet(names: Collection[str]) -> bool:
+    """Whether channels of these names show uptake alone, and no anatomy that says where the body is."""
+    return all(modality(name) == "PET" for name in names)
+
+
 def modality_of_file(name: str) -> str | None:
     """The modality that a file name without suffixes states after its case's id, or as its only word: PT_003 is a patient and no PET."""
     rest = split_name(name, numbered=True)[1]

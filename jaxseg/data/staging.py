@@ -21,6 +21,7 @@ from jaxseg.data.io.decoded import PLAIN
 from jaxseg.data.io.scans import decode_scan, files_of, find_scans, joined
 from jaxseg.data.preprocess import Prepared, prepare_case
 from jaxseg.data.recipe import Recipe
+from jaxseg.data.scan_names import only_pet
 from jaxseg.errors import InputError, JaxsegError
 from jaxseg.files import sha256_of, write_whole
 
@@ -54,7 +55,10 @@ def inputs_hash(case: Case, recipe: Recipe) -> str:
     files: dict[str, Path | None] = {**case.images, "label:": case.label, "mask:": case.mask if recipe.strip == "mask" else None}
     files |= {f"anonymised:{number}": path for number, path in enumerate(case.anonymised)}
     # As before there were other rules where a case has none of its own.
-    read = [] if case.rules == PLAIN else [asdict(case.rules)]
+    read: list[Any] = [] if case.rules == PLAIN else [asdict(case.rules)]
+    spelled = {name.lower() for name in case.images}
+    if only_pet([name for name in recipe.channels if name.lower() in spelled] or recipe.channels):
+        read.append("the body of PET alone: tracer_foreground")  # other rules came before it: stores made then are prepared again
     digest = hashlib.sha256(json.dumps([FORMAT, recipe.content(), *read], sort_keys=True, default=str).encode())
     for channel, path in files.items():
         if path is None:

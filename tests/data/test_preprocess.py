@@ -1,5 +1,7 @@
 """Prepared cases: on the recipe's grid, intensities on scale, labels in place, and what does not fit refused with numbers."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from jaxseg.data.cases import Case, CaseSet, find_cases
 from jaxseg.data.intensity import body_mask, normalise, own_foreground, tracer_foreground
 from jaxseg.data.io import load_volume, save_volume
 from jaxseg.data.preprocess import Recipe, apply_recipe, guess_recipe, load_case, prepare_case
+from jaxseg.data.staging import inputs_hash
 from jaxseg.data.volume import Grid, Volume, reorient_like, to_grid
 from jaxseg.errors import ConfigError, GeometryError, InputError, ShapeError
 
@@ -241,6 +244,20 @@ def test_a_case_of_pet_alone_keeps_its_body_and_beside_mr_the_mr_says_where_it_i
     )
     missing = prepare_case(Case("p", {"PET": paths["PET"]}, paths["seg"]), both)
     assert missing.info["body_ml"] == alone.info["body_ml"]
+
+
+def test_stores_of_pet_alone_from_before_its_rule_are_prepared_again_and_no_others(case, monkeypatch):
+    alone, both = replace(case, images={"PET": case.images["PET"]}), recipe()
+    unnamed = replace(case, images={"scan": case.images["PET"]})
+    asked = [
+        (alone, both),
+        (unnamed, recipe(channels=("PET",), intensity=("zscore",))),
+        (case, both),
+        (unnamed, recipe(channels=("T1",), intensity=("zscore",))),
+    ]
+    now = [inputs_hash(*each) for each in asked]
+    monkeypatch.setattr("jaxseg.data.staging.only_pet", lambda names: False)
+    assert [hashed != inputs_hash(*each) for hashed, each in zip(now, asked)] == [True, True, False, False]
 
 
 def test_real_pet_alone_keeps_the_body_that_its_ct_shows(real_scans):

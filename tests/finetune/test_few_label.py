@@ -155,6 +155,12 @@ def test_the_split_to_choose_by_holds_no_case_to_report_on():
     assert not set(develop["test"]) & {*develop["pretrain"], *develop["draws"][0]}
 
 
+def test_the_sarcomas_to_choose_by_are_of_the_pool_alone():
+    develop, report = (read_json(SPLITS / f"sarcoma{name}.json") for name in ("_develop", ""))
+    assert {*develop["pretrain"], *develop["test"]} == set(report["pretrain"]) and not {*develop["pretrain"]} & {*develop["test"]}
+    assert all(set(draw) == set(develop["pretrain"]) for draw in develop["draws"])
+
+
 def test_all_cases_of_a_patient_are_on_one_side_and_a_split_depends_on_seed_and_names_alone():
     patients = {f"{owner}_{visit}": owner for owner in "abcdef" for visit in range(2)}
     split = make_split(patients, test=3, seed=5)
