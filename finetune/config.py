@@ -31,6 +31,8 @@ class FinetuneConfig:
         init: model or run folder of a pretraining to start from; "" trains from scratch.
         take: what of it: its "encoder", or the whole "network" but the head, where it is the same one; of the objective "lesions" the head, too, which
             then starts from its outlines.
+        resample_patches: take an encoder into tokens of other sides than its own, with its patch embedding resampled
+            (`jaxseg.zoo.patches`): for scans in voxels of another size, so that tokens keep theirs in mm. Refused otherwise.
         split: the pool of training cases: "" for every labelled case of the store, or "FILE.json:KEY".
         labels: train on the first so many cases of the pool; None for all.
         monitor: cases watched during training, "FILE.json:KEY"; never trained on. "" for none.
@@ -77,6 +79,7 @@ class FinetuneConfig:
     also: dict[str, float] = field(default_factory=dict)
     also_split: dict[str, str] = field(default_factory=dict)
     take: Literal["encoder", "network"] = "encoder"
+    resample_patches: bool = False
 
     def __post_init__(self) -> None:
         if self.ema is not None and not 0 <= self.ema < 1:
@@ -84,7 +87,7 @@ class FinetuneConfig:
 
 
 # Fields that are younger than stored configs: they default to what one without them meant.
-_YOUNGER = ("label_every", "label_axis", "label_cube", "semi", "balanced", "also", "also_split", "take")
+_YOUNGER = ("label_every", "label_axis", "label_cube", "semi", "balanced", "also", "also_split", "take", "resample_patches")
 
 
 def stored(config: FinetuneConfig) -> dict[str, Any]:

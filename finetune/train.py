@@ -197,7 +197,7 @@ def first_params(config: FinetuneConfig, model: ModelConfig, store: Store, class
     params = start_at_prior(params, classes)
     if not config.init:
         return params
-    transfer = _take(params, model, store, Path(config.init), config.take)
+    transfer = _take(params, model, store, Path(config.init), config.take, config.resample_patches)
     print(transfer.describe())
     return transfer.params
 
@@ -222,7 +222,7 @@ def crop_of(model: ModelConfig) -> tuple[int, int, int]:
     return model.crop if isinstance(model, UNetConfig) else model.encoder.crop
 
 
-def _take(params: Any, model: ModelConfig, store: Store, init: Path, what: str) -> Transfer:
+def _take(params: Any, model: ModelConfig, store: Store, init: Path, what: str, resample: bool) -> Transfer:
     if isinstance(model, UNetConfig):
         raise ConfigError("a U-Net is trained from scratch: leave --init out, or choose a network with a ViT encoder")
     source = load_model(init / "model" if (init / "model" / "model.json").is_file() else init)
@@ -245,6 +245,7 @@ def _take(params: Any, model: ModelConfig, store: Store, init: Path, what: str) 
         encoder,
         channels=store.recipe.channels,
         source_channels=source.card["channels"],
+        resample=resample,
     )
 
 

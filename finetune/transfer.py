@@ -1,7 +1,7 @@
 """The encoder of a pretraining, or its whole network, taken by name into one for segmentation. Called by `finetune.train`.
 
-Arrays whose names and shapes agree are copied. Three may be adapted: the patch embedding, to other channels, a learned position table, to
-another token grid, and a head, to other outputs. Anything else that differs is refused with a table.
+Arrays whose names and shapes agree are copied. Three may be adapted: the patch embedding, to other channels and, where that is asked for, to tokens of
+other sides; a learned position table, to another token grid; and a head, to other outputs. Anything else that differs is refused with a table.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,13 @@ import jax.numpy as jnp
 
 from jaxseg.errors import CheckpointError
 from jaxseg.models import ViTConfig
+from jaxseg.models.positions import Triple
 from jaxseg.train import array_names
 from jaxseg.zoo.channels import adapt_channels
+from jaxseg.zoo.patches import resample_patches
 
 PREFIX = "encoder."
+PATCH = "encoder.patch.kernel"
 HEAD = "head.kernel"
 
 
@@ -42,6 +45,7 @@ def take_encoder(
     *,
     channels: Sequence[str],
     source_channels: Sequence[str],
+    resample: bool = False,
 ) -> Transfer:
     """Put the encoder arrays of `source` into `params`.
 
@@ -53,6 +57,7 @@ def take_encoder(
         source: parameters of the pretrained network, with `encoder.…` names, or of a bare encoder.
         source_config: of the pretrained encoder; a network without tokens is refused by its arrays.
         channels, source_channels: names of the input channels; they decide which rows of the patch embedding go where.
+        resample: where tokens have other sides, resample the patch embedding (`zoo.patches.resample_patches`) instead of refusing it.
 
     Raises:
         CheckpointError: an array is missing, left over, or of a shape that cannot be adapted, or equal arrays would mean something else there
@@ -64,16 +69,23 @@ def take_encoder(
     offered = {name: leaf for name, leaf in named.items() if name.startswith(PREFIX)}
     wanted = {name: leaf for name, leaf in _named(params).items() if name.startswith(PREFIX)}
     adapted: dict[str, str] = {}
-    alike = config.token == getattr(source_config, "token", None)
-    if "encoder.patch.kernel" in offered and alike and tuple(channels) != tuple(source_channels):
-        offered["encoder.patch.kernel"] = adapt_channels(offered["encoder.patch.kernel"], source_channels, channels)
-        adapted["encoder.patch.kernel"] = f"channels {', '.join(source_channels)} → {', '.join(channels)}"
+    changes: list[str] = []
+    token: Triple | None = getattr(source_config, "token", None)
+    if resample and PATCH in offered and token is not None and token != config.token:
+        offered[PATCH] = resample_patches(offered[PATCH], token, config.token)
+        changes.append(f"tokens of {' x '.join(map(str, token))} voxels → {' x '.join(map(str, config.token))}")
+    resampled = bool(changes)
+    if PATCH in offered and (resampled or config.token == token) and tuple(channels) != tuple(source_channels):
+        offered[PATCH] = adapt_channels(offered[PATCH], source_channels, channels)
+        changes.append(f"channels {', '.join(source_channels)} → {', '.join(channels)}")
+    if changes:
+        adapted[PATCH] = ", ".join(changes)
     table = "encoder.positions.table"
     if table in offered and table in wanted and config.grid != source_config.grid:
         offered[table] = resize_table(offered[table], config.grid)
         adapted[table] = f"token grid {source_config.grid} → {config.grid}"
     _refuse_differences(offered, wanted, "encoder does not fit this network (give it the same width, depth, token and positions)")
-    refuse_other_meaning(config, source_config)
+    refuse_other_meaning(config, source_config, resampled=resampled)
     return _replaced(params, offered, adapted)
 
 
@@ -110,13 +122,14 @@ def take_network(
     return _replaced(params, {name: leaf for name, leaf in offered.items() if name not in own}, adapted)
 
 
-def refuse_other_meaning(config: Any, source_config: Any) -> None:
+def refuse_other_meaning(config: Any, source_config: Any, *, resampled: bool = False) -> None:
     """CheckpointError where the same arrays would compute something else: other heads, tokens of other sides or other positions.
 
     Args:
         config, source_config: of the encoder to fine-tune and of the pretrained one; a field that one of them lacks is not compared.
+        resampled: the patch embedding has been brought to tokens of other sides, which are not compared then.
     """
-    fields = ["token", "heads", "positions", "rotary", "rope_base", "rope_scale"]
+    fields = [*([] if resampled else ["token"]), "heads", "positions", "rotary", "rope_base", "rope_scale"]
     if not str(getattr(config, "positions", "rope")).startswith("rope"):
         fields = fields[:-2]
     rows = []

@@ -50,6 +50,8 @@ class FewLabelConfig:
             if it served one cell, less where it serves many.
         pretraining_seconds: wall time of each pretraining, in the order of `pretrained`; () takes it from its run folder's log.
         spacings: mm, of `python -m finetune.few_label.spacing`: the same scans resampled.
+        spacing_tokens: of the same program: tokens keep their "mm" (sides of the power of two voxels that is nearest, `finetune.resample_patches`), or
+            their "voxels".
         test_cases, split_seed: of a split that is made: how many cases (or more, to keep patients whole) are held out, and its seed.
         allow_overlap: go on where test cases were seen in pretraining, or look like labelled ones.
         overlap: of the windows when the test cases are segmented.
@@ -81,6 +83,7 @@ class FewLabelConfig:
     pretraining_share: float = 1.0
     pretraining_seconds: tuple[float, ...] = ()
     spacings: tuple[float, ...] = (1.0, 4.0)
+    spacing_tokens: Literal["mm", "voxels"] = "mm"
     test_cases: int = 0
     split_seed: int = 2026
     allow_overlap: bool = False

@@ -140,3 +140,40 @@ def test_equal_arrays_that_mean_something_else_are_refused(change):
     }
     with pytest.raises(CheckpointError, match=f"(?s)does not fit.*in the pretraining.*{next(iter(change))}"):
         take_encoder(unetr(ENCODER), ENCODER, mae(other), other, channels="ab", source_channels="ab")
+
+
+def test_an_encoder_goes_into_tokens_of_other_sides_where_that_is_asked_for():
+    """A scan of voxels half as large, in tokens of twice as many: the same mm a token, and so the same features."""
+    source = ViT(ENCODER, rngs=nnx.Rngs(1))
+    config = dataclasses.replace(ENCODER, crop=(16, 16, 16), token=(8, 8, 8))
+    given = {"channels": "ab", "source_channels": "ab"}
+    with pytest.raises(CheckpointError, match="(?s)does not fit.*encoder.patch.kernel"):
+        take_encoder(unetr(config), config, nnx.state(source), ENCODER, **given)
+    taken = take_encoder(unetr(config), config, nnx.state(source), ENCODER, resample=True, **given)
+    assert taken.adapted == {"encoder.patch.kernel": "tokens of 4 x 4 x 4 voxels → 8 x 8 x 8"}
+    fine = UNETR(UNETRConfig(encoder=config, feature=4, stride=2, num_classes=2), rngs=nnx.Rngs(2))
+    nnx.update(fine, taken.params)
+
+    coarse = jax.random.normal(jax.random.key(0), (2, 8, 8, 8, 2))
+    constant = jnp.repeat(jnp.repeat(jnp.repeat(coarse[:, ::4, ::4, ::4], 8, 1), 8, 2), 8, 3)
+    mm, half = jnp.full((2, 3), 2.0), jnp.full((2, 3), 1.0)
+    expected = source(jnp.repeat(jnp.repeat(jnp.repeat(coarse[:, ::4, ::4, ::4], 4, 1), 4, 2), 4, 3), spacing=mm)
+    np.testing.assert_allclose(fine.encoder(constant, spacing=half), expected, atol=2e-5)
+
+    # A ramp is met but for the voxels at a patch's faces, where nothing lies beyond; scrambled rows would be far away.
+    ramp = jnp.stack(jnp.meshgrid(*[jnp.linspace(-1, 1, 8)] * 3, indexing="ij"), -1)[None, ..., :2]
+    finer = jax.image.resize(ramp, (1, 16, 16, 16, 2), "linear")
+    found, wanted = fine.encoder(finer, spacing=half[:1]), source(ramp, spacing=mm[:1])
+    assert float(jnp.abs(found - wanted).mean()) < 0.1 * float(wanted.std())
+
+
+def test_channels_and_tokens_are_adapted_together():
+    config = dataclasses.replace(ENCODER, crop=(8, 8, 8), token=(2, 4, 8), in_channels=1)
+    taken = take_encoder(unetr(config), config, mae(seed=1), ENCODER, channels="b", source_channels="ab", resample=True)
+    assert taken.adapted == {"encoder.patch.kernel": "tokens of 4 x 4 x 4 voxels → 2 x 4 x 8, channels a, b → b"}
+    kernel = named(mae(seed=1))["encoder.patch.kernel"].reshape(4, 4, 4, 2, 24)[..., 1, :]
+    found = named(taken.params)["encoder.patch.kernel"].reshape(2, 4, 8, 24)
+    np.testing.assert_allclose(found.sum((0, 1, 2)), kernel.sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
+    # From 2 voxels to 4 along x each is read once and a quarter in, as linear interpolation puts them.
+    along = jnp.asarray([[1, 0.75, 0.25, 0], [0, 0.25, 0.75, 1]])
+    np.testing.assert_allclose(found.sum((1, 2)), jnp.tensordot(along, kernel.sum((1, 2)), 1), rtol=1e-5, atol=1e-5)

@@ -1,10 +1,12 @@
 """Whether a pretraining at one spacing still pays on the same scans at others. Called by `python -m finetune.few_label.spacing`.
 
 For each of `config.spacings` the scans are prepared again in voxels of that edge, and the study runs there: same split, cells, arms and test
-cases, the pretraining as it is. Every spacing is a study of its own in `OUT/SPACING_mm`, filled in and resumed like any other.
+cases, the pretraining as it is, its tokens with as many mm as they had (`spacing_tokens`). Every spacing is a study of its own in `OUT/SPACING_mm`,
+filled in and resumed like any other.
 """
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,8 @@ from jaxseg.audit import card_of
 from jaxseg.data.catalog import open_store
 from jaxseg.errors import CheckpointError, ConfigError, InputError
 from jaxseg.files import write_json, write_text
+from jaxseg.models.positions import Triple
+from jaxseg.models.unet import UNetConfig
 from jaxseg.prepare import NAMES, Wishes, prepare_folder
 
 ARMS = ("scratch", "pretrained")
@@ -25,7 +29,8 @@ ARMS = ("scratch", "pretrained")
 def run_spacings(config: FewLabelConfig, *, run: Callable[[FewLabelConfig], Results] = run_study) -> dict[str, Any]:
     """Run the study at each spacing; writes `OUT/spacing.json` and `OUT/spacing.md`, and returns what the first holds.
 
-    `rows`: for each spacing (mm), pretrained arm and N the difference to scratch with its interval, and `below`: whether that lies below zero.
+    `rows`: for each spacing (mm; `token` has the sides of a token in voxels), pretrained arm and N the difference to scratch with its interval,
+    and `below`: whether that lies below zero.
     The arms are scratch and pretrained. Scores are on the scans' own grids, so that they compare across spacings.
 
     Raises ConfigError for a field that is missing or wrong, and what `run_study` and `prepare_folder` raise.
@@ -35,22 +40,34 @@ def run_spacings(config: FewLabelConfig, *, run: Callable[[FewLabelConfig], Resu
         raise ConfigError(f"the spacing test needs {', '.join('--' + name for name in missing)}")
     if not config.spacings or min(config.spacings) <= 0:
         raise ConfigError(f"spacings is {config.spacings}; expected one edge of the voxels in mm, or several")
+    model = config.finetune.model
+    if isinstance(model, UNetConfig):
+        raise ConfigError("a U-Net is not pretrained, so there is nothing to test at other spacings: choose a network with a ViT encoder")
     split = config.split or str(keep_own_split(config, open_store(config.store)))
+    pretrained = {given: spacing_of_pretraining(named_folder(given)[1]) for given in config.pretrained}
     rows, failures = [], 0
     for spacing in config.spacings:
         out = Path(config.out) / f"{spacing:g}_mm"
         store = resampled(config, spacing, out / "store")
-        results = run(dataclasses.replace(config, store=str(store), split=split, out=str(out), arms=ARMS)).content
+        token = (
+            token_in_mm(model.encoder.token, list(pretrained.values()), spacing) if config.spacing_tokens == "mm" else model.encoder.token
+        )
+        finetune = dataclasses.replace(
+            config.finetune,
+            model=dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, token=token)),
+            resample_patches=config.finetune.resample_patches or token != model.encoder.token,
+        )
+        results = run(dataclasses.replace(config, store=str(store), split=split, out=str(out), arms=ARMS, finetune=finetune)).content
         failures += len(results["failures"])
         rows += [
             {
                 "spacing": spacing,
+                "token": list(token),
                 **{key: row[key] for key in ("arm", "labels", "mean", "low", "high", "p", "runs")},
                 "below": row["mean"] < 0,
             }
             for row in results["comparisons"]
         ]
-    pretrained = {given: spacing_of_pretraining(named_folder(given)[1]) for given in config.pretrained}
     content = {"pretrained_at": pretrained, "rows": rows, "failures": failures}
     write_json(Path(config.out) / "spacing.json", content)
     write_text(Path(config.out) / "spacing.md", as_table(content))
@@ -77,6 +94,23 @@ def resampled(config: FewLabelConfig, spacing: float, out: Path) -> Path:
     return out
 
 
+def token_in_mm(token: Triple, pretrained: list[list[float] | None], spacing: float) -> Triple:
+    """Sides of tokens in voxels of `spacing` mm that have about the mm which `token` had where the encoder was pretrained.
+
+    Each is the power of two nearest to that, of at least 2 voxels. `pretrained`: mm of the voxels of each pretraining.
+
+    Raises ConfigError where these are unknown or differ.
+    """
+    edges = pretrained[0]
+    if edges is None or any(each != edges for each in pretrained):
+        raise ConfigError(
+            f"tokens of as many mm as in the pretraining need one spacing of it, found {pretrained}: name pretrainings of one spacing, or "
+            "pass --spacing-tokens voxels"
+        )
+    x, y, z = (max(2, 2 ** round(math.log2(side * edge / spacing))) for side, edge in zip(token, edges))
+    return x, y, z
+
+
 def spacing_of_pretraining(init: str) -> list[float] | None:
     """mm along x, y, z of the store that a model was pretrained on, as its card says; None where it does not."""
     try:
@@ -97,11 +131,13 @@ def as_table(content: dict[str, Any]) -> str:
     )
     lines = [
         f"Pretrained {places}; Dice minus that of scratch on the same scans resampled [95 % interval], Wilcoxon's p, pairs of runs.\n",
-        "| spacing, mm | arm | N | difference | p | runs |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| spacing, mm | token, voxels | arm | N | difference | p | runs |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in content["rows"]:
         difference = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" + (" below scratch" if row["below"] else "")
-        lines.append(f"| {row['spacing']:g} | {row['arm']} | {row['labels']} | {difference} | {row['p']:.2g} | {row['runs']} |")
-    lines += [] if content["rows"] else ["| | | | not measured | | |"]
+        lines.append(
+            f"| {row['spacing']:g} | {' x '.join(map(str, row['token']))} | {row['arm']} | {row['labels']} | {difference} | {row['p']:.2g} | {row['runs']} |"
+        )
+    lines += [] if content["rows"] else ["| | | | | not measured | | |"]
     return "\n".join(lines) + "\n"
