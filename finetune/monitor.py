@@ -42,7 +42,8 @@ def watch(
 
 def _case_dice(apply: Any, params: Any, store: Store, name: str, classes: Classes, crop: tuple[int, int, int], overlap: float) -> float:
     arrays = store.arrays(name)
-    spacing = np.asarray([store.entry(name).spacing], np.float32)
+    entry = store.entry(name)
+    spacing = np.asarray([entry.spacing], np.float32)
     logits = sliding_window(
         lambda windows: apply(params, windows, spacing),
         np.asarray(arrays.image, np.float32),
@@ -50,6 +51,7 @@ def _case_dice(apply: Any, params: Any, store: Store, name: str, classes: Classe
         num_classes=classes.outputs,
         overlap=overlap,
         mask=np.asarray(arrays.mask, bool),
+        fill=[air if there else 0.0 for air, there in zip(entry.air, entry.present)],
         outside=-20.0 if classes.regions is not None else [20.0] + [-20.0] * len(classes.names),
     )
     truth = np.asarray(arrays.label)

@@ -17,6 +17,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "jaxseg" / "xla"
 
 
+def remote_cache() -> str | None:
+    """The address in JAX_COMPILATION_CACHE_DIR where it is none of a folder of this machine, such as gs://bucket/cache for all hosts of a TPU pod."""
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    return chosen if "://" in chosen else None
+
+
 def use_cache() -> bool:
     """Keep every program that took a second or more to compile (JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS changes that).
 
@@ -24,6 +30,8 @@ def use_cache() -> bool:
     """
     import jax
 
+    if remote_cache():
+        return True  # JAX has read the variable by itself, and knows such addresses
     folder = cache_folder()
     obstacle = why_unusable(folder)
     if obstacle is not None:

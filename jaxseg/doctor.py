@@ -70,8 +70,10 @@ def _numbers() -> tuple[str, str, bool]:
 
 
 def _cache() -> tuple[str, str, bool]:
-    from jaxseg.compilation import cache_folder, cache_size, why_unusable
+    from jaxseg.compilation import cache_folder, cache_size, remote_cache, why_unusable
 
+    if remote := remote_cache():
+        return "compilation cache", f"{remote}: not on this machine, not looked into", True
     folder = cache_folder()
     obstacle = why_unusable(folder)
     if obstacle is not None:

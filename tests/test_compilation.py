@@ -87,3 +87,14 @@ def test_a_read_only_folder_is_unusable(home):
 
 def test_an_empty_or_missing_folder_is_cold(tmp_path):
     assert compilation.cache_size(tmp_path) == compilation.cache_size(Path(tmp_path / "none")) == (0, 0)
+
+
+def test_an_address_of_another_machine_is_left_to_jax(home, monkeypatch, tmp_path):
+    """Hosts of a TPU pod share a bucket; taken for a folder it would be made here, and shared with nobody."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/cache")
+    monkeypatch.chdir(tmp_path)
+    before = jax.config.jax_compilation_cache_dir
+    assert compilation.use_cache() and jax.config.jax_compilation_cache_dir == before
+    text, fine = finding()
+    assert fine and text.startswith("gs://bucket/cache")
+    assert list(tmp_path.iterdir()) == []

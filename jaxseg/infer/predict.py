@@ -59,11 +59,14 @@ def predict_probabilities(
         allow_missing: channels that the scan lacks become 0, as in training, instead of being refused.
         skip_air: run no window that holds nothing but air; what no other window sees of it is background.
 
-    Raises ShapeError for a scan whose channels do not fit, CheckpointError for a model whose card says no recipe.
+    Raises ShapeError for a scan whose channels do not fit, InputError for one that holds NaN or infinity, CheckpointError for a model whose card says
+    no recipe, or whose answer is not finite.
     """
     recipe = recipe_of_model(model)
     _check_channels(volume, recipe, allow_missing)
-    image, mask, grid, _ = apply_recipe(volume, recipe)
+    if not np.isfinite(volume.array).all():
+        raise InputError("the scan holds NaN or infinite voxels, of which nothing can be segmented: replace them (by its air, say) first")
+    image, mask, grid, present = apply_recipe(volume, recipe)
     names = tuple(recipe.classes) if recipe.regions else (BACKGROUND, *_class_names(recipe))
     probabilities = sliding_window(
         _network(model, recipe),
@@ -73,9 +76,16 @@ def predict_probabilities(
         overlap=overlap,
         batch=windows_a_call(batch),
         mask=mask if skip_air else None,
-        fill=[air_value(rule) for rule in recipe.intensity],
+        # A channel that the scan lacks is 0 all over, padding too, as in training.
+        fill=[air_value(rule) if there else 0.0 for rule, there in zip(recipe.intensity, present)],
         outside=0.0 if recipe.regions else [1.0] + [0.0] * (len(names) - 1),
     )
+    if not np.isfinite(probabilities).all():
+        # Compared with anything NaN is false, so that all of it would be written as background.
+        raise CheckpointError(
+            "the network's answer to this scan is not finite: its weights are damaged, or overflow on it; nothing was segmented. Train it again, or take "
+            "another copy"
+        )
     return Volume(probabilities, grid.affine, names, volume.source)
 
 

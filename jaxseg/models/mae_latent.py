@@ -45,7 +45,7 @@ class MAELatent(MAE):
 
         The teacher sees the whole crop and gets no gradient. One key per sample draws its mask and drop path.
         """
-        x = x * present[:, None, None, None, :].astype(x.dtype)
+        x = jnp.where(present[:, None, None, None, :] > 0, x, 0)
         grid, patches, body = self.encoder.grid_of(x), self.encoder.patchify(x), patchify(mask[..., None], self.config.encoder.token)
         visible, hidden = self.draw_masks(keys, grid, body)
         hidden = self.scored(hidden)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from jaxseg.errors import ConfigError
+from jaxseg.errors import ConfigError, ShapeError
 from jaxseg.models.masking import draw
 from jaxseg.models.positions import Triple, check_numbers, gather_tokens
 from jaxseg.models.sample_keys import MASK, keys_for
@@ -104,8 +104,11 @@ class MaskedModel(nnx.Module):
         """`{term: (sum, count)}` over the hidden, predicted voxels with mask 1 in channels with present 1, float32, and where the masks fell.
 
         One key per sample draws its mask and drop path. The second value holds the token indices "visible" `(b, v)` and "hidden" `(b, m)`.
+        Raises ShapeError where `present` has other channels than `x`.
         """
-        x = x * present[:, None, None, None, :].astype(x.dtype)
+        if x.shape[-1] != present.shape[-1]:
+            raise ShapeError(f"the image has {x.shape[-1]} channels and `present` {present.shape[-1]}: expected (b, c) of the same c")
+        x = jnp.where(present[:, None, None, None, :] > 0, x, 0)
         patches, body = self.encoder.patchify(x), patchify(mask[..., None], self.config.encoder.token)
         grid = self.encoder.grid_of(x)
         visible, hidden = self.draw_masks(keys, grid, body)

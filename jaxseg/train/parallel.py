@@ -98,9 +98,13 @@ class Layout:
         return jax.jit(make, out_shardings=shardings)(*placed)
 
     def place(self, tree: Any) -> Any:
-        """A state that exists already (host arrays, the same on every process, all of which must call this), put where this layout wants it."""
+        """A copy of a state that exists already (the same on every process, all of which must call this), put where this layout wants it.
+
+        A step uses the state up that it is given, and must not take the arrays of the caller's own network with it.
+        """
         meet("a state is placed")
-        return jax.device_put(tree, self.shardings(tree))
+        own = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array) else leaf, tree)
+        return jax.device_put(own, self.shardings(tree))
 
     def check_parts(self, batch: int, accumulate: int) -> None:
         """ConfigError for a batch (samples over all processes) that does not give every device as many samples in each of `accumulate` parts.

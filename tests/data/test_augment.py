@@ -14,7 +14,7 @@ from jaxseg.data.augment.field import smooth_field
 from jaxseg.data.augment.spatial import draw_motion
 from jaxseg.data.augment.white_noise import random_bits, white_noise
 from jaxseg.data.resample import affine_coordinates, blur_matrix, coarse_matrix, sample_linear, sample_nearest, separable
-from jaxseg.errors import ConfigError
+from jaxseg.errors import ConfigError, ShapeError
 
 run = jax.jit(augment, static_argnums=2)
 INTENSITY = ("bias", "noise", "blur", "brightness", "contrast", "coarse", "gamma")
@@ -492,3 +492,35 @@ def test_lowers_for_accelerators_without_a_loop_over_samples(platform):
 def test_settings_that_make_no_sense_are_refused(change, word):
     with pytest.raises(ConfigError, match=word):
         only(**change)
+
+
+def test_whole_numbers_and_lists_are_settings_like_others():
+    """As people write them in a config or a notebook."""
+    plain = Augment(affine=1, noise=0, gamma=1, flip=[1, 0, 0], scale=[0.7, 1], rotation=(10, 0, 0), channel_share=0)
+    assert plain == Augment(
+        affine=1.0, noise=0.0, gamma=1.0, flip=(1.0, 0.0, 0.0), scale=(0.7, 1.0), rotation=(10.0, 0.0, 0.0), channel_share=0.0
+    )
+    out = run(make_batch(), keys_of(3), plain)
+    assert bool(jnp.isfinite(out["image"]).all())
+    for wrong in ({"affine": "often"}, {"scale": 2}, {"flip": ("a", 0, 0)}, {"noise": None}):
+        with pytest.raises(ConfigError, match=f"Augment.{next(iter(wrong))} is .*: expected (a number|numbers)"):
+            Augment(**wrong)
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_a_channel_that_is_not_there_is_zero_whatever_it_holds(one_by_one):
+    batch = make_batch()
+    batch["image"][1, ..., 1] = np.nan
+    batch["present"][1, 1] = 0
+    out = augment(batch, keys_of(3), Augment.none(), one_by_one=one_by_one)["image"]
+    assert not out[1, ..., 1].any() and bool(jnp.isfinite(out).all())
+    np.testing.assert_array_equal(out[0], batch["image"][0].astype(np.float32))
+
+
+def test_channels_and_labels_that_do_not_fit_are_refused():
+    batch = make_batch()
+    with pytest.raises(ShapeError, match=r"has 1 channel and `present` 2"):
+        augment({**batch, "image": batch["image"][..., :1]}, keys_of(3), Augment.none())
+    for kind in (bool, np.int8, np.float32):
+        with pytest.raises(ShapeError, match=f"labels are {np.dtype(kind)}: expected integers that can hold 255"):
+            augment({**batch, "label": batch["label"].astype(kind)}, keys_of(3), Augment.none())

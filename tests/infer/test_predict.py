@@ -1,5 +1,6 @@
 """From a scan to labels on its own grid, with a network whose right answer is known: it says whether the tissue is bright."""
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from flax import nnx
 from jaxseg.data.io import load_volume, save_volume
 from jaxseg.data.preprocess import Recipe
 from jaxseg.data.volume import Volume
-from jaxseg.errors import CheckpointError, ShapeError
+from jaxseg.errors import CheckpointError, InputError, ShapeError
 from jaxseg.infer import predict, predict_probabilities, segment
 from jaxseg.metrics import dice
 from jaxseg.zoo import Model
@@ -180,3 +181,42 @@ def test_a_missing_channel_is_zero_where_that_is_allowed():
 def test_a_model_that_was_not_fine_tuned_cannot_segment():
     with pytest.raises(CheckpointError, match="fine-tune it first"):
         segment(Model(Nearest(), {"channels": ["CT"], "recipe": None, "crop": None}), volume_of("CT"))
+
+
+def test_a_missing_ct_is_zero_beyond_the_scan_as_well():
+    """Training multiplies an absent channel by 0, padding included; the air of a CT is -2."""
+    seen = []
+
+    class Watch(nnx.Module):
+        def __call__(self, x, *, spacing=None, key=None):
+            jax.debug.callback(lambda values: seen.append(np.asarray(values)), x)
+            return x[..., :1] * np.ones(4)
+
+    wide = model(Watch(), spacing=(1.0, 1.0, 1.0), channels=("CT", "PET"), crop=(16, 16, 16), intensity=["ct", "zscore"])
+    segment(wide, volume_of("PET"), allow_missing=True)
+    segment(wide, volume_of("CT"), allow_missing=True)
+    jax.effects_barrier()
+    without, with_ct = seen
+    assert without.shape[1:] == (16, 16, 16, 2)
+    np.testing.assert_array_equal(without[..., 0], 0)
+    assert with_ct[..., 0].min() == -2 and not with_ct[..., 1].any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_scan_that_is_not_finite_is_refused(value):
+    scan = volume_of("CT")
+    scan.array[3, 4, 5] = value
+    with pytest.raises(InputError, match="NaN or infinite voxels"):
+        segment(model(Nearest()), scan)
+
+
+@pytest.mark.parametrize("network", [Nearest, Above])
+def test_an_answer_that_is_not_finite_is_no_background(network, tmp_path):
+    class Broken(network):
+        def __call__(self, x, *, spacing=None, key=None):
+            return super().__call__(x, spacing=spacing) * np.nan
+
+    changes = {"regions": True, "labels": {"whole": [1, 2, 3], "core": [1, 3], "inner": 3}} if network is Above else {}
+    path, _ = scan(tmp_path)
+    with pytest.raises(CheckpointError, match="not finite"):
+        segment(model(Broken(), **changes), load_volume(path))

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxseg.errors import ConfigError
+from jaxseg.errors import ConfigError, ShapeError
 from jaxseg.models.mae import MAE, MAEConfig
 from jaxseg.models.masked_model import patch_statistics
 from jaxseg.models.positions import gather_tokens
@@ -91,7 +91,14 @@ def test_an_absent_channel_is_not_seen():
     model, (x, mask, present) = mae(), scene()
     loss = jax.jit(lambda x: model.loss(x, mask, present, ONES, KEYS)[0]["mae"][0])
     np.testing.assert_array_equal(loss(x), loss(x.at[1, ..., 1].set(7.0)))
+    np.testing.assert_array_equal(loss(x), loss(x.at[1, ..., 1].set(jnp.nan)))
     assert float(loss(x)) != float(loss(x.at[0, ..., 1].set(7.0)))
+
+
+def test_channels_that_are_not_those_of_the_image_are_refused():
+    model, (x, mask, present) = mae(), scene()
+    with pytest.raises(ShapeError, match="has 1 channels and `present` 2"):
+        model.loss(x[..., :1], mask, present, ONES, KEYS)
 
 
 def test_counts_are_exact_and_know_no_parameters():

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from jaxseg.errors import ConfigError
-from jaxseg.train import Layout, OptimConfig, array_names, make_optimizer, make_step, mean
+from jaxseg.train import Layout, OptimConfig, TrainState, array_names, make_optimizer, make_step, mean
 
 LAYOUTS = {
     "one": lambda: Layout("mesh", jax.devices()[:1]),
@@ -180,3 +180,13 @@ def test_what_does_not_divide_is_refused(toy):
         layout, optimizer = LAYOUTS["one"](), optax.sgd(0.1)
         step = make_step(toy.loss, optimizer, weights={"siez": 2.0})
         layout.compile(step)(layout.init(lambda: toy.make_state(optimizer)), layout.put(toy.make_batch(0)), jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ["one", "pmap2", "mesh8", "fsdp2"])
+def test_a_step_leaves_the_network_that_its_state_was_placed_from(toy, name):
+    layout, optimizer = LAYOUTS[name](), optax.sgd(0.05)
+    own = toy.params()
+    state = layout.place(TrainState.create(own, optimizer))
+    state, _ = layout.compile(make_step(toy.loss, optimizer))(state, layout.put(toy.make_batch(0)), jax.random.key(7))
+    close(jax.device_get(own), jax.device_get(toy.params()), 0)
+    assert not np.array_equal(jax.tree.leaves(layout.host(state).params)[0], jax.tree.leaves(own)[0])

@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from jaxseg.data.augment import intensity, spatial
 from jaxseg.data.augment.config import Augment
+from jaxseg.errors import ShapeError
 
 Batch = dict[str, Array]
 
@@ -43,7 +44,16 @@ def augment(batch: Batch, keys: Array, config: Augment, *, one_by_one: bool | No
         with 0 where a moved crop reaches outside the old one, and `spacing` the new voxel size where `spacing_jitter` draws one. Rotation
         and scaling are in millimetres, so anisotropic voxels stay rigid. Rotation, scaling, elastic deformation and another voxel size
         are one resampling.
+
+    Raises ShapeError where `present` has other channels than `image`, or `label` a type that cannot hold 255.
     """
+    channels, known = batch["image"].shape[-1], batch["present"].shape[-1]
+    if channels != known:
+        raise ShapeError(f"the image has {channels} channel{'s' * (channels != 1)} and `present` {known}: expected (b, c) of the same c")
+    if "label" in batch and not (
+        jnp.issubdtype(batch["label"].dtype, jnp.integer) and jnp.iinfo(batch["label"].dtype).max >= spatial.IGNORE
+    ):
+        raise ShapeError(f"labels are {batch['label'].dtype}: expected integers that can hold {spatial.IGNORE} (uint8 or larger)")
     arrays = {name: batch[name] for name in _MADE_OF if name in batch}
     air = batch["air"].astype(jnp.float32) if "air" in batch else jnp.zeros((len(keys), batch["image"].shape[-1]))
     arrays |= {"image": batch["image"].astype(jnp.float32), "air": air}
@@ -64,7 +74,7 @@ def _augment_one(sample: Batch, key: Array, config: Augment) -> Batch:
     for probability, number, transform in _wanted(config):
         sample = {**sample, "image": _maybe(sample, jax.random.fold_in(key, number), probability, transform, config)}
     sample = spatial.flip_one(sample, jax.random.fold_in(key, 100), config)
-    return {**sample, "image": sample["image"] * sample["present"]}
+    return {**sample, "image": _only_present(sample["image"], sample["present"])}
 
 
 def _maybe(sample: Batch, key: Array, probability: float, transform: intensity.Transform, config: Augment) -> Array:
@@ -78,7 +88,12 @@ def _at_once(batch: Batch, keys: Array, config: Augment) -> Batch:
     for probability, number, transform in _wanted(config):
         batch = {**batch, "image": _sometimes(batch, _own_keys(keys, number), probability, transform, config)}
     batch = spatial.flip(batch, _own_keys(keys, 100), config)
-    return {**batch, "image": batch["image"] * batch["present"][:, None, None, None, :]}
+    return {**batch, "image": _only_present(batch["image"], batch["present"][:, None, None, None, :])}
+
+
+def _only_present(image: Array, present: Array) -> Array:
+    """0 in channels that are not there, whatever they hold: not a product, which NaN would survive."""
+    return jnp.where(present > 0, image, 0)
 
 
 def _wanted(config: Augment) -> list[tuple[float, int, intensity.Transform]]:

@@ -1,6 +1,7 @@
 """`Augment`: how often and how strongly each transform acts. Part of every training config, and so of the JSON that a run stores."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxseg.errors import ConfigError
 
@@ -72,6 +73,16 @@ class Augment:
     spacing_jitter: Range | None = None
 
     def __post_init__(self) -> None:
+        # A whole number is no probability to JAX, and a list no setting that a jitted function can be told apart by.
+        for name in (*_PROBABILITIES, *_RANGES, "flip", "rotation"):
+            value: Any = getattr(self, name)
+            try:
+                if value is not None or name != "spacing_jitter":
+                    value = float(value) if name in _PROBABILITIES else tuple(map(float, value))
+            except (TypeError, ValueError):
+                expected = "a number" if name in _PROBABILITIES else "numbers"
+                raise ConfigError(f"Augment.{name} is {value!r}: expected {expected}") from None
+            object.__setattr__(self, name, value)
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"Augment.{name} is {getattr(self, name)}: it is a probability, between 0 and 1")
