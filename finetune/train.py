@@ -34,7 +34,7 @@ from jaxseg.models.unet import UNetConfig
 from jaxseg.train import Layout, RunFolder, TrainState, array_names, fit, learning_rate, make_optimizer, make_step, read_arrays
 from jaxseg.train.log import TrainingProgress
 from jaxseg.train.processes import meet
-from jaxseg.train.run import CONTENT
+from jaxseg.train.run import CONTENT, STARTED_FROM
 from jaxseg.train.step import Step
 from jaxseg.zoo import load_model, save_model
 from jaxseg.zoo.registry import network_of
@@ -112,13 +112,14 @@ def sources_of(config: FinetuneConfig, store: Store, names: tuple[str, ...]) -> 
 
 
 def run_config(config: FinetuneConfig, sources: tuple[Source, ...], pool: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What the run's folder holds as its config: the settings, and the cases that they came to with what these hold."""
+    """What the run's folder holds as its config: the settings, the cases that they came to with what these hold, and the weights it starts from."""
     used = tuple(dict.fromkeys((*sources[0].names, *pool)))
     return {
         **stored(config),
         "names": list(sources[0].names),
         **({"pool": list(pool)} if pool else {}),
         **names_drawn(sources[1:]),
+        **({STARTED_FROM: card_of(config.init)["weights"]["sha256"]} if config.init else {}),
         CONTENT: cases_content((Source(sources[0].store, used), *sources[1:])),
     }
 

@@ -1,4 +1,4 @@
-"""`python -m finetune.few_label CONFIG [--field value …]`; exit codes as `jaxseg`, 3 where cells failed."""
+"""`python -m finetune.few_label CONFIG [--field value …]`; exit codes as `jaxseg`, 3 where cells failed or left test cases out."""
 
 import sys
 
@@ -17,7 +17,7 @@ def _study(config: FewLabelConfig) -> bool:
     results = run_study(config)
     print((results.folder / "table.md").read_text(encoding="utf-8"))
     print(f"{results.folder / 'index.html'}\n{results.folder / 'results.json'}")
-    return bool(results.content["failures"])
+    return bool(results.content["failures"]) or any(cell.get("left_out") for cell in results.content["cells"])
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ INITIALISED = ("pretrained", "frozen", "partial", "regions", "mean_teacher", "ps
 PACED = {"equal_time": "scratch", "resenc_time": "resenc"}  # by the wall time of a pretrained arm, at the pace of this kind
 SAME_LABELS = {"partial": "partial_scratch", "regions": "regions_scratch"}  # from scratch, with as few contours
 SEMI = ("mean_teacher", "pseudo_labels")
-RIVALS = ("scratch_x4", "equal_time", "no_transformer", "resenc", "resenc_time", "anchor")  # of a pretrained arm
+RIVALS = ("scratch_x4", "untrained", "equal_time", "no_transformer", "resenc", "resenc_time", "anchor")  # of a pretrained arm
 FEW = 5  # labelled cases up to which no checkpoint is chosen by its score
 _GIVEN = re.compile(r"(?:(\w+)=)?(.+?)(?::(encoder|network))?")
 

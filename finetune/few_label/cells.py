@@ -63,7 +63,10 @@ def choose_cells(cells: Sequence[Cell], text: str) -> list[Cell]:
         if not values <= known:
             raise ConfigError(f"cells: the grid has no {found[1]}={', '.join(sorted(values - known))}; it has {', '.join(sorted(known))}")
         wanted[key] = values
-    return [cell for cell in cells if all(str(cell.to_json()[key]) in values for key, values in wanted.items())]
+    chosen = [cell for cell in cells if all(str(cell.to_json()[key]) in values for key, values in wanted.items())]
+    if not chosen:
+        raise ConfigError(f'cells: {text!r} names no cell; "all" labels are the same in every draw and stand in draw {cells[0].draw} alone')
+    return chosen
 
 
 def read_cell(folder: Path, cell: Cell, settings: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -25,6 +25,16 @@ ArmKind = Literal[
     "pseudo_labels",
     "anchor",
 ]
+_LISTS: dict[str, tuple[Any, str]] = {
+    "labels": (int, '(1, 5, "all")'),
+    "draws": (int, "(0, 1, 2)"),
+    "seeds": (int, "(0,)"),
+    "arms": (str, '("scratch", "pretrained")'),
+    "pretrained": (str, '("runs/mae",)'),
+    "pretraining_seconds": ((int, float), "(900.0,)"),
+    "spacings": ((int, float), "(1.0, 4.0)"),
+}
+"""Fields with several values: of which types, and an example. A config file is Python, and its values come as they are."""
 EVERY_ARM: tuple[ArmKind, ...] = get_args(ArmKind)
 
 
@@ -95,6 +105,15 @@ class FewLabelConfig:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     def __post_init__(self):
+        for name, (kinds, example) in _LISTS.items():
+            value = getattr(self, name)
+            if not isinstance(value, (tuple, list)):
+                raise ConfigError(
+                    f"{name} is {value!r}; expected several values, such as {example} (one alone needs a comma: ({value!r},))"
+                )
+            for each in value:
+                if isinstance(each, bool) or not (isinstance(each, kinds) or (name == "labels" and each == "all")):
+                    raise ConfigError(f"{name} is {value!r}; expected values as in {example}, found {each!r}")
         axes: dict[str, tuple[tuple[Any, ...], int]] = {"labels": (self.labels, 1), "draws": (self.draws, 0), "seeds": (self.seeds, 0)}
         if self.partial_cube < 1:
             raise ConfigError(f"partial_cube is {self.partial_cube}; expected the side of a cube, 1 voxel or more")

@@ -14,6 +14,7 @@ from finetune.side_by_side import SIDE_BY_SIDE
 from finetune.train import TEACHER, finetune
 from jaxseg.data.cases import Case
 from jaxseg.data.recipe import Recipe
+from jaxseg.data.staging import without_paths
 from jaxseg.errors import InputError
 from jaxseg.evaluate import evaluate_cases, structures_of
 from jaxseg.infer.folder import segment_cases
@@ -52,6 +53,7 @@ def measure(settings: FinetuneConfig, names: tuple[str, ...], tests: Sequence[Ca
 
 def score(model: Model, tests: Sequence[Case], recipe: Recipe, out: Path, *, overlap: float) -> dict[str, Any]:
     """Segment the test cases into `OUT/predictions` and score them on their own grids: the part of `measure` that training has no hand in."""
+    of_id = {case.id: case for case in tests}
     left_out = segment_cases(model, tests, out / "predictions", overlap=overlap, allow_missing=True)
     pairs = {case.id: (_made(out, case), case.label) for case in tests if case.label is not None}
     summary = evaluate_cases(pairs, out / "evaluation", resample=True, rules=tests[0].rules, **structures_of(recipe))
@@ -61,7 +63,7 @@ def score(model: Model, tests: Sequence[Case], recipe: Recipe, out: Path, *, ove
     return {
         **{key: summary[key] for key in ("dice", "low", "high", "per_case")},
         "per_label": {label: {key: found[key] for key in PER_LABEL} for label, found in summary["per_label"].items()},
-        "left_out": [{"case": case, "reason": reason} for case, reason in left_out],
+        "left_out": [{"case": case, "reason": without_paths(reason, of_id[case])} for case, reason in left_out],
     }
 
 

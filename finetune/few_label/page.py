@@ -39,7 +39,8 @@ def write_report(out: Path, results: dict[str, Any]) -> None:
     write_bytes(out / "learning_curve.png", learning_curve_figure(_lines(results), floor=_floor_line(results)))
     scratch, others = _comparisons(results)
     scores, labels, equivalence, budgets = _scores(results), _per_label(results), _equivalence(results), _budgets(results)
-    tables = [scores, labels, scratch, equivalence, others, budgets]
+    left_out = _left_out(results)
+    tables = [scores, labels, scratch, equivalence, others, budgets, left_out]
     write_text(out / "table.md", "\n".join(_markdown(table) for table in tables if table.rows))
     sections = [
         Section("Learning curves", [*_figures(results), scores]),
@@ -48,6 +49,7 @@ def write_report(out: Path, results: dict[str, Any]) -> None:
         Section("Against each other", [others] if others.rows else [Text("No such pair of arms has been measured yet.")]),
         Section("Budgets", [budgets, Text(BUDGETS)]),
         Section("Failures", [_failures(results)] if results["failures"] else [Text("No cell failed.")]),
+        *([Section("Test cases left out", [left_out])] if left_out.rows else []),
         Section("Test set", [Text(_audit(results))]),
     ]
     done, cells = sum(cell["status"] == DONE for cell in results["cells"]), len(results["cells"])
@@ -154,6 +156,12 @@ def _score(results: dict[str, Any], arm: str, count: Any) -> str:
         return f"all {failed} failed" if failed == len(cells) else f"{NOT_MEASURED}{said}"
     missing = sum(cell["status"] == NOT_MEASURED for cell in cells)
     said += f"; {missing} {NOT_MEASURED}" if missing else ""
+    # Two draws may label the same cases: the same run, if the seed is the same.
+    said += (
+        f" (only {point['subsets']} different subsets in {point['draws']} draws)"
+        if point["subsets"] < point["draws"] and count != "all"
+        else ""
+    )
     return f"{_interval(point)}, {point['runs']}{said}"
 
 
@@ -259,6 +267,16 @@ def _span(budgets: Sequence[dict[str, Any]], name: str, *, scale: float = 1.0, m
 def _failures(results: dict[str, Any]) -> Table:
     rows = [[cell["arm"], str(cell["labels"]), str(cell["draw"]), str(cell["seed"]), cell["reason"]] for cell in results["failures"]]
     return Table(["arm", "N", "draw", "seed", "reason"], rows)
+
+
+def _left_out(results: dict[str, Any]) -> Table:
+    """The test cases that could not be segmented, with how many cells that lowers."""
+    found: dict[tuple[str, str], int] = {}
+    for cell in results["cells"]:
+        for item in cell.get("left_out", ()):
+            found[item["case"], item["reason"]] = found.get((item["case"], item["reason"]), 0) + 1
+    rows = [[case, reason, str(count)] for (case, reason), count in found.items()]
+    return Table(["case", "reason", "cells"], rows, "Test cases that could not be segmented: each counts with a Dice of 0 in these cells.")
 
 
 def _audit(results: dict[str, Any]) -> str:

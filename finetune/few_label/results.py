@@ -53,7 +53,11 @@ def summarise(plan: Plan, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     counts: dict[Labels, int | None] = {count: _number(count, cells) for count in plan.config.labels}
     curves = {
-        arm.name: [_point(runs[arm.name, count], count, counts[count]) for count in plan.config.labels if runs[arm.name, count]]
+        arm.name: [
+            _point(runs[arm.name, count], count, counts[count]) | {"subsets": _subsets(cells, arm.name, count)}
+            for count in plan.config.labels
+            if runs[arm.name, count]
+        ]
         for arm in plan.arms
     }
     comparisons = [
@@ -101,6 +105,12 @@ def summarise(plan: Plan, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _runs(cells: Sequence[dict[str, Any]], arm: str, count: Labels) -> Runs:
     done = [cell for cell in cells if cell["status"] == DONE and (cell["arm"], cell["labels"]) == (arm, count)]
     return {(cell["draw"], cell["seed"]): np.array([cell["per_case"][case] for case in sorted(cell["per_case"])]) for cell in done}
+
+
+def _subsets(cells: Sequence[dict[str, Any]], arm: str, count: Labels) -> int:
+    """How many different lists of labelled cases these cells had: draws are independent, so that two may begin with the same case."""
+    place = (arm, count)
+    return len({cell["settings"]["cases"] for cell in cells if cell["status"] == DONE and (cell["arm"], cell["labels"]) == place})
 
 
 def _rows(runs: Runs, keys: Sequence[tuple[int, int]]) -> Float[np.ndarray, "draws cases"]:
@@ -152,7 +162,11 @@ def _equivalence(
     One draw is never compared with another: what counts are as many of the arm's runs as a point of scratch has, and of scratch's points those that
     have all of these (`runs` of `runs_of_arm`, and `points`, the labels of scratch's). All labels are those of every draw.
     """
-    ours, at = set(runs[name, count]), counts[count]
+    runs_of_arm = runs[name, count]
+    if count == "all":
+        measured = {key for other in counts if other != "all" for key in runs.get((against, other), {})}
+        runs_of_arm = _in_every_draw(runs_of_arm, sorted(measured | set(runs_of_arm)))
+    ours, at = set(runs_of_arm), counts[count]
     theirs: dict[Labels, Runs] = {}
     for other in counts:
         found = runs.get((against, other), {})
@@ -166,9 +180,7 @@ def _equivalence(
     points.sort(key=lambda point: point[0])
     if not keys or at is None:
         return None
-    found = label_equivalence(
-        [number for number, _ in points], [_rows(theirs[c], keys) for _, c in points], _rows(runs[name, count], keys), at
-    )
+    found = label_equivalence([number for number, _ in points], [_rows(theirs[c], keys) for _, c in points], _rows(runs_of_arm, keys), at)
     high = None if np.isinf(found.high) else found.high
     low = None if np.isinf(found.low) else found.low
     limits = {"fewest": points[0][0], "most": points[-1][0], "points": [number for number, _ in points]}

@@ -103,7 +103,7 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
             raise ConfigError(f"no cell of this study is possible: {impossible[cells[0].name]}")
         tests = _test_cases(config, store, split)
         audits = audit_study(config, store, split, arms, possible)
-        tested = _digest(f"{case.id} {inputs_hash(case, store.recipe)}" for case in tests)
+        tested = _digest(_as_prepared(config, store, tests))
         chosen = [cell for cell in chosen if cell.name not in impossible]
         shown = [cell for cell in possible if cell in chosen or read_cell(out / "cells", cell)["status"] == DONE]
         plan = Plan(config, arms, split, audits, _floors(config, store, split, tests, shown, tested), tested, impossible)
@@ -267,6 +267,17 @@ def _test_cases(config: FewLabelConfig, store: Store, split: str) -> list[Case]:
             f"{len(unusable)} of {len(wanted)} test cases cannot be scored; mend their labels, or take them out of the split: {'; '.join(unusable[:3])}"
         )
     return [cases[name] for name in wanted]
+
+
+def _as_prepared(config: FewLabelConfig, store: Store, tests: Sequence[Case]) -> list[str]:
+    """Each test case's name and the hash of its files; ConfigError where they are not those of the store, which is what the leakage audit looks at."""
+    found = {case.id: inputs_hash(case, store.recipe) for case in tests}
+    if changed := [name for name, inputs in found.items() if inputs != store.entry(name).inputs]:
+        raise ConfigError(
+            f"{config.scans}: {len(changed)} of {len(found)} test cases are not those that {config.store} was prepared from, or it was prepared by other "
+            f"rules: {', '.join(changed[:6])}; prepare the scans again (unchanged ones are kept), or give the folder that the store was made of"
+        )
+    return [f"{name} {inputs}" for name, inputs in found.items()]
 
 
 def _floors(

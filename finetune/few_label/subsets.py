@@ -96,4 +96,9 @@ def labelled_cases(store: Store, split: str, labels: Labels, draw: int) -> tuple
     """
     if labels == "all":
         return tuple(name for name in select_cases(store.names, f"{split}:pretrain") if store.entry(name).labelled)
-    return select_cases(store.labelled, f"{split}:draws.{draw}", labels)
+    chosen = select_cases(store.names, f"{split}:draws.{draw}", labels)
+    if bare := [name for name in chosen if not store.entry(name).labelled]:
+        raise ConfigError(
+            f"{split}: {len(bare)} of the first {labels} cases of draw {draw} have no label in the store: {', '.join(bare[:6])}"
+        )
+    return chosen

@@ -32,7 +32,8 @@ def bootstrap_interval(
     rows = max(1, _CHUNK // data.size)
     means = [data[generator.integers(0, data.size, (min(rows, n - start), data.size))].mean(axis=1) for start in range(0, n, rows)]
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(data.mean()), float(low), float(high))
+    mean = float(data.mean())
+    return Interval(mean, min(float(low), mean), max(float(high), mean))  # equal scores: means of resamples are off by rounding
 
 
 def paired_interval(

@@ -27,6 +27,8 @@ MAY_CHANGE = ("log_every", "save_every", "max_skips", "remat", "remat_keep")
 _OFF = (None, False, 0, "", [], {})
 CONTENT = "content"
 """The name in a config of what the cases hold: a list of (case, hash). A run whose config is from before it existed is gone on with."""
+STARTED_FROM = "started_from"
+"""The name in a config of the SHA-256 of the weights that a run started from, whose folder may come to hold others; else as `CONTENT`."""
 
 
 class RunFolder:
@@ -53,7 +55,7 @@ class RunFolder:
             may_change: names (`loop.steps`, or the last part, `steps`) that a resumed run may set otherwise, `MAY_CHANGE` apart.
 
         Raises:
-            ConfigError: the folder holds a run with another config, or on other content of its cases; the message lists the differences.
+            ConfigError: the folder holds a run with another config, on other content of its cases or from other weights; the message lists the differences.
             StorageError: not writable, or in use by another process.
         """
         run, resolved = cls(path), _as_json(config)
@@ -131,13 +133,20 @@ def _refuse_changes(run: RunFolder, resolved: dict[str, Any], may_change: tuple[
     before, now = _flatten(run.config), _flatten(resolved)
     changed = [name for name in {**before, **now} if before.get(name, "not set") != now.get(name, "not set")]
     # Settings that are younger than the run are off where nobody sets them, which is what it did.
-    changed = [name for name in changed if name in before or now[name] not in _OFF]
+    changed = [name for name in changed if name in before or (now[name] not in _OFF and _last(name) != STARTED_FROM)]
     refused = [name for name in changed if name not in may_change and _last(name) not in may_change]
-    settings = [name for name in refused if _last(name) != CONTENT]
+    settings = [name for name in refused if _last(name) not in (CONTENT, STARTED_FROM)]
     if settings:
         lines = "\n".join(f"  {name}: {before.get(name, 'not set')!r} then, {now.get(name, 'not set')!r} now" for name in settings)
         raise ConfigError(f"{run.path}: this folder holds a run with another config; set these back, or choose another folder:\n{lines}")
-    cases = [case for name in refused if name in before for case in _changed_cases(before[name], now.get(name, []))]
+    if any(_last(name) == STARTED_FROM for name in refused):
+        raise ConfigError(
+            f"{run.path}: this folder holds a run that started from other weights than those in its pretraining's folder now; choose another folder or "
+            "remove this one to start from these, or put the pretraining back as it was"
+        )
+    cases = [
+        case for name in refused if name in before and _last(name) == CONTENT for case in _changed_cases(before[name], now.get(name, []))
+    ]
     if cases:
         shown = ", ".join(cases[:6]) + (f" and {len(cases) - 6} more" if len(cases) > 6 else "")
         raise ConfigError(

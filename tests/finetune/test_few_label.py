@@ -13,13 +13,14 @@ import pytest
 
 from finetune.config import FinetuneConfig
 from finetune.few_label import FewLabelConfig
+from finetune.few_label import __main__ as few_label
 from finetune.few_label.arms import SEMI, arms_of, describe, pairs_of, settings_of
 from finetune.few_label.cells import choose_cells, grid_of
 from finetune.few_label.page import write_report
 from finetune.few_label.program import run_program
 from finetune.few_label.spacing.study import resampled
 from finetune.few_label.study import _test_cases, run_study
-from finetune.few_label.subsets import make_split
+from finetune.few_label.subsets import labelled_cases, make_split
 from jaxseg.data import duplicates
 from jaxseg.data.archive import index_archive
 from jaxseg.data.augment import Augment
@@ -292,7 +293,12 @@ def test_cells_are_chosen_by_axis():
     # All labels are the same in every draw.
     assert [cell.name for cell in choose_cells(cells, "N=all arms=scratch")] == ["scratch/nall-draw0-seed0"]
     assert choose_cells(cells, "") == cells
-    for wrong, said in (("N=7", "no N=7"), ("n=1", "cannot read 'n=1'"), ("N", "cannot read 'N'")):
+    for wrong, said in (
+        ("N=7", "no N=7"),
+        ("n=1", "cannot read 'n=1'"),
+        ("N", "cannot read 'N'"),
+        ("N=all draws=1", "names no cell.*draw 0 alone"),
+    ):
         with pytest.raises(ConfigError, match=said):
             choose_cells(cells, wrong)
 
@@ -886,3 +892,98 @@ def test_a_planned_unet_is_an_arm_like_any_other(data, tmp_path):
     (cell,) = run_study(dataclasses.replace(config, finetune=short)).content["cells"]
     assert cell["status"] == "done" and set(cell["per_case"]) == set(read_json(tmp_path / "split.json")["test"])
     assert read_json(tmp_path / "cells" / cell["arm"] / "n002-draw0-seed0" / "model" / "model.json")["architecture"]["name"] == "unet"
+
+
+def test_scores_are_of_the_scans_that_the_store_was_made_of(data, tmp_path):
+    """The leakage audit looks at the store: scans of other content under the same names would be scored unseen by it."""
+    shutil.copytree(data / "scans", tmp_path / "scans")
+    config = study(data, tmp_path / "out", scans=str(tmp_path / "scans"))
+    run_study(dataclasses.replace(config, cells="N=1 draws=0 arms=scratch"), measure=Pretended())
+    test = read_json(tmp_path / "out" / "split.json")["test"][0]
+    label = tmp_path / "scans" / "labels" / f"{test}.nii.gz"
+    changed = load_label(label)
+    changed = dataclasses.replace(changed, array=1 - changed.array)
+    save_volume(changed, label)
+    with pytest.raises(ConfigError, match=rf"1 of 3 test cases are not those that .*: {test}; prepare the scans again"):
+        run_study(config, measure=Pretended())
+
+
+def test_all_labels_are_equivalent_to_what_every_draw_of_scratch_needs(data, tmp_path):
+    """The arm's one run on all labels stands beside each draw: with draw 0 alone, an unlucky one, the factor would contradict the curve."""
+
+    class Unlucky(Pretended):
+        def __call__(self, settings, names, tests, recipe, *, overlap):
+            scores = super().__call__(settings, names, tests, recipe, overlap=overlap)
+            few = "scratch/" in settings.out and "draw0" in settings.out and "nall" not in settings.out
+            shift = -0.2 * few - 0.12 * ("x4" in settings.out)
+            return scores | {"per_case": {case: value + shift for case, value in scores["per_case"].items()}}
+
+    content = run_study(study(data, tmp_path, labels=(1, 2, 4, "all"), draws=(0, 1, 2)), measure=Unlucky()).content
+    row = next(row for row in content["equivalence"] if row["labels"] == "all" and row["against"] == "scratch")
+    assert (row["runs"], row["runs_of_arm"]) == (3, 3)
+    scratch = {point["number"]: point["mean"] for point in content["curves"]["scratch"]}
+    target = content["curves"]["scratch_x4"][-1]["mean"]
+    assert scratch[4] < target < scratch[5]
+    share = (target - scratch[4]) / (scratch[5] - scratch[4])
+    assert row["scratch_labels"] == pytest.approx(4 * (5 / 4) ** share)
+
+
+def test_equal_scores_have_an_interval_that_can_be_drawn(data, tmp_path):
+    """A third in every case: the means of resamples are off by rounding, on either side."""
+
+    class Third(Pretended):
+        def __call__(self, settings, names, tests, recipe, *, overlap):
+            return super().__call__(settings, names, tests, recipe, overlap=overlap) | {"per_case": {case.id: 1 / 3 for case in tests}}
+
+    content = run_study(study(data, tmp_path, draws=(0, 1, 2)), measure=Third()).content
+    assert all(point["low"] <= point["mean"] <= point["high"] for point in content["curves"]["scratch"])
+    assert (tmp_path / "learning_curve.png").is_file()
+
+
+def test_a_test_case_that_could_not_be_segmented_is_said(data, tmp_path, capsys, monkeypatch):
+    class Left(Pretended):
+        def __call__(self, settings, names, tests, recipe, *, overlap):
+            scores = super().__call__(settings, names, tests, recipe, overlap=overlap)
+            return scores | {"left_out": [{"case": tests[0].id, "reason": "T1: truncated"}]}
+
+    results = run_study(study(data, tmp_path, cells="N=1"), measure=Left())
+    case = read_json(tmp_path / "split.json")["test"][0]
+    page, table = (tmp_path / "index.html").read_text(), (tmp_path / "table.md").read_text()
+    assert f"| {case} | T1: truncated | 4 |" in table and "Test cases left out" in page and "T1: truncated" in page
+    monkeypatch.setattr("finetune.few_label.study.run_study", lambda config: results)
+    assert few_label._study(study(data, tmp_path))
+    results.content["cells"] = [{**cell, "left_out": []} for cell in results.content["cells"]]
+    assert not few_label._study(study(data, tmp_path))
+    capsys.readouterr()
+
+
+def test_draws_that_label_the_same_case_are_told_apart_from_different_ones(data, tmp_path):
+    names = [f"case_{n}" for n in range(8)]
+    split = {"pretrain": names[:5], "test": names[5:], "draws": [["case_0", "case_1"], ["case_0", "case_2"], ["case_3", "case_0"]]}
+    write_json(tmp_path / "split.json", split)
+    content = run_study(study(data, tmp_path / "out", split=str(tmp_path / "split.json"), draws=(0, 1, 2)), measure=Pretended()).content
+    assert [(point["draws"], point["subsets"]) for point in content["curves"]["scratch"]] == [(3, 2), (3, 3)]
+    assert (tmp_path / "out" / "table.md").read_text().count("only 2 different subsets in 3 draws") == 2
+
+
+def test_a_config_file_of_wrong_types_is_told_what_was_expected():
+    for wrong, said in (
+        ({"labels": (1, "2")}, "labels is .*found '2'"),
+        ({"labels": (1, 1.5)}, "found 1.5"),
+        ({"labels": (True,)}, "found True"),
+        ({"draws": 0}, r"draws is 0; expected several values, .*\(0,\)"),
+        ({"pretrained": "runs/mae"}, r"pretrained is 'runs/mae'; .*\('runs/mae',\)"),
+        ({"seeds": ("0",)}, "found '0'"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            FewLabelConfig(**wrong)
+    assert FewLabelConfig(labels=[1, "all"], spacings=(2,)).labels == [1, "all"]
+
+
+def test_a_draw_that_names_a_case_without_a_label_says_so(tmp_path):
+    scans = write_scans(tmp_path / "scans", 3, channels=("T1",))
+    (scans / "case_1" / "seg.nii.gz").unlink()
+    store = prepare_folder(scans, tmp_path / "store", processes=1)
+    write_json(tmp_path / "split.json", {"pretrain": ["case_0", "case_1"], "test": ["case_2"], "draws": [["case_1", "case_0"]]})
+    with pytest.raises(ConfigError, match="1 of the first 2 cases of draw 0 have no label in the store: case_1"):
+        labelled_cases(store, str(tmp_path / "split.json"), 2, 0)

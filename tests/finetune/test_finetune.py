@@ -22,6 +22,7 @@ from jaxseg.data.recipe import Recipe
 from jaxseg.data.store import open_store
 from jaxseg.errors import CheckpointError, ConfigError
 from jaxseg.evaluate import evaluate_folders
+from jaxseg.files import sha256_of
 from jaxseg.infer.folder import segment_folder
 from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
 from jaxseg.prepare import prepare_folder
@@ -146,6 +147,20 @@ def test_the_best_checkpoint_is_kept_when_asked_for(store, tmp_path):
     assert again["dice"] == pytest.approx(max(log), abs=1e-6)
 
 
+def test_watched_cases_are_padded_as_training_pads_them(store, monkeypatch):
+    """Else a case shorter than the crop is watched on other input than it is trained on and segmented, and the best checkpoint chosen by that."""
+    opened, seen = open_store(store), []
+
+    def watching(predict, image, *, fill, **options):
+        seen.append(fill)
+        return np.zeros((*image.shape[:3], options["num_classes"]), np.float32)
+
+    monkeypatch.setattr("finetune.monitor.sliding_window", watching)
+    graph = graph_of(adapt(config(store, "out").model, opened))
+    watch(graph, opened, ("case_3",), Classes.of(opened.recipe), (16, 16, 16))(TrainState.create({}, optax.sgd(0.1)))
+    assert seen == [list(opened.entry("case_3").air)]
+
+
 def settings_model(settings, store):
     return adapt(settings.model, open_store(store))
 
@@ -177,6 +192,13 @@ def test_a_config_holds_the_content_of_every_case_that_is_drawn_from(store):
     sources = (Source(opened, ("case_0",)), Source(opened, ("case_1", "case_0"), 0.5))
     kept = run_config(config(store, "out"), sources, pool=("case_0", "case_3"))["content"]
     assert kept == [[name, opened.entry(name).inputs[:16]] for name in ("case_0", "case_3", "case_1", "case_0")]
+
+
+def test_a_config_holds_the_weights_that_the_run_starts_from(store, untrained, tmp_path):
+    sources = (Source(open_store(store), ("case_0",)),)
+    kept = run_config(config(store, "out", init=str(untrained)), sources)["started_from"]
+    assert kept == sha256_of(untrained / "weights.safetensors")
+    assert "started_from" not in run_config(config(store, "out"), sources)
 
 
 def test_watching_a_training_case_is_refused(store, tmp_path):

@@ -37,7 +37,7 @@ def test_each_spacing_is_a_study_of_the_same_cases(data, tmp_path, monkeypatch):
         seen[Path(config.out).name] = config
         mean = {"1_mm": 0.02, "4_mm": -0.01}[Path(config.out).name]
         row = {"arm": "pretrained", "labels": 1, "mean": mean, "low": mean - 0.005, "high": mean + 0.005, "p": 0.5, "runs": 1}
-        return SimpleNamespace(content={"failures": [], "comparisons": [row]})
+        return SimpleNamespace(content={"failures": [], "cells": [{"left_out": []}], "comparisons": [row]})
 
     model = UNETRPlusConfig(encoder=ViTConfig(crop=(32, 32, 32), token=(4, 4, 4), width=24, depth=6, heads=2), feature=4)
     config = FewLabelConfig(

@@ -255,6 +255,15 @@ def test_a_run_from_before_its_content_was_kept_is_gone_on_with_and_held_to_it_f
         train(tmp_path, config={"lr": 0.1, "content": [["case_0", "bb"]]}, steps=1)
 
 
+def test_a_run_is_not_gone_on_with_when_its_pretraining_has_been_made_anew(train, tmp_path):
+    train(tmp_path / "old", config={"lr": 0.1}, steps=1)
+    train(tmp_path / "old", config={"lr": 0.1, "started_from": "aa"}, steps=1)  # from before it was kept
+    with pytest.raises(ConfigError, match=r"old: this folder holds a run that started from other weights than .*choose another folder"):
+        train(tmp_path / "old", config={"lr": 0.1, "started_from": "bb"}, steps=1)
+    with pytest.raises(ConfigError, match="started from other weights"):
+        train(tmp_path / "old", config={"lr": 0.1}, steps=1)
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
     with RunFolder.open(tmp_path, {}):
         with pytest.raises(StorageError, match=f"process {os.getpid()}"):

@@ -16,7 +16,7 @@ def _spacings(config: FewLabelConfig) -> bool:
 
     content = run_spacings(config)
     print(as_table(content))
-    return bool(content["failures"])
+    return bool(content["failures"] or content["left_out"])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def run_spacings(config: FewLabelConfig, *, run: Callable[[FewLabelConfig], Resu
     """Run the study at each spacing; writes `OUT/spacing.json` and `OUT/spacing.md`, and returns what the first holds.
 
     `rows`: for each spacing (mm; `token` has the sides of a token in voxels), pretrained arm and N the difference to scratch with its interval,
-    and `below`: whether that lies below zero.
+    and `below`: whether that lies below zero. `failures`, `left_out`: cells that failed, and those that could not segment every test case.
     The arms are scratch and pretrained. Scores are on the scans' own grids, so that they compare across spacings.
 
     Raises ConfigError for a field that is missing or wrong, and what `run_study` and `prepare_folder` raise.
@@ -45,7 +45,7 @@ def run_spacings(config: FewLabelConfig, *, run: Callable[[FewLabelConfig], Resu
         raise ConfigError("a U-Net is not pretrained, so there is nothing to test at other spacings: choose a network with a ViT encoder")
     split = config.split or str(keep_own_split(config, open_store(config.store)))
     pretrained = {given: spacing_of_pretraining(named_folder(given)[1]) for given in config.pretrained}
-    rows, failures = [], 0
+    rows, failures, left_out = [], 0, 0
     for spacing in config.spacings:
         out = Path(config.out) / f"{spacing:g}_mm"
         store = resampled(config, spacing, out / "store")
@@ -59,6 +59,7 @@ def run_spacings(config: FewLabelConfig, *, run: Callable[[FewLabelConfig], Resu
         )
         results = run(dataclasses.replace(config, store=str(store), split=split, out=str(out), arms=ARMS, finetune=finetune)).content
         failures += len(results["failures"])
+        left_out += sum(bool(cell.get("left_out")) for cell in results["cells"])
         rows += [
             {
                 "spacing": spacing,
@@ -68,7 +69,7 @@ def run_spacings(config: FewLabelConfig, *, run: Callable[[FewLabelConfig], Resu
             }
             for row in results["comparisons"]
         ]
-    content = {"pretrained_at": pretrained, "rows": rows, "failures": failures}
+    content = {"pretrained_at": pretrained, "rows": rows, "failures": failures, "left_out": left_out}
     write_json(Path(config.out) / "spacing.json", content)
     write_text(Path(config.out) / "spacing.md", as_table(content))
     return content
