@@ -239,7 +239,9 @@ def _evaluate(verbs) -> None:
     )
     scored.add_argument("--like", type=Path, metavar="MODEL", help="score the labels or regions of this model folder (or store)")
     parser.add_argument(
-        "--label-name", help="of truths that are DICOM contours the structures that are the label (of value 1), such as gtv*"
+        "--label-name",
+        help="which file of a case is its truth, where several might be, such as tumour_seg; of DICOM contours the structures that are the label (of "
+        "value 1), such as gtv*",
     )
     parser.add_argument("--tolerance", type=_length, default=2.0, help="of the surface Dice, in mm (default: %(default)s)")
     parser.add_argument("--allow-missing", action="store_true", help="a truth without a prediction counts as Dice 0 instead of an error")

@@ -83,7 +83,8 @@ def evaluate_folders(
         labels, regions, ignore, resample: see `evaluate_cases`.
         allow_missing: a truth without a prediction counts as Dice 0 in every label and is listed, instead of being an error. Predictions
             without a truth are listed either way.
-        label_name: of DICOM contours the structures that are the label, of value 1, see `draw_contours`.
+        label_name: which file of a case is its truth, where several might be; of DICOM contours the structures that are the label,
+            of value 1, see `draw_contours`.
         rules: what holds for label files that state no orientation, or two.
 
     Returns what `summary.json` holds; `left_out` lists the cases of which a file is broken, or whose two files lie on different grids.
@@ -178,7 +179,7 @@ def _truths(
     """Case id → truth, and those that could not be drawn of DICOM contours, with the reason."""
     scans = functools.cache(lambda root: tuple(find_scans(root)))
     try:
-        return label_files(folder), {}
+        return label_files(folder, label_name), {}
     except InputError as no_files:
         try:
             cases = find_cases(folder, scans=scans)

@@ -96,7 +96,7 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file; InputError if it is missing, cannot be read or is not JSON."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # programs on Windows put a byte order mark before it
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:

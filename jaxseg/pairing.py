@@ -34,15 +34,15 @@ def pair_folders(pred: Path, truth: Path, truths: Mapping[str, Path]) -> Pairing
     return Pairing(pairs, tuple(sorted(predictions.keys() - truths.keys())))
 
 
-def label_files(folder: Path) -> dict[str, Path]:
-    """Case id → label file, from names alone.
+def label_files(folder: Path, label: str | None = None) -> dict[str, Path]:
+    """Case id → label file, from names alone; of several of a case the one that is called `label` (`scan_names.is_called`).
 
     * files in the folder itself: those whose name says that they are labels (`ID_seg`, `ID_tumour`), or all of them where none says so
     (`ID`);
     * else those of the cases that `find_cases` sees, by the same ids;
     * and of those in `labels`, `labelsTr` and `labelsTs` within it the ones that it does not see, or all where there are no images, by stems.
 
-    InputError where there is no such folder or no label file, a case has two, or the folder is laid out in no way that is known.
+    InputError where there is no such folder or no label file, a case has two, none is called `label`, or the folder is laid out in no way that is known.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; a folder of label files (.nii or .nii.gz) was expected")
@@ -50,19 +50,30 @@ def label_files(folder: Path) -> dict[str, Path]:
     within = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.lower() in _LABEL_FOLDERS)
     if files:
         named = [(scan_names.split_name(stem(path)), path) for path in files]
-        said = [(case, path) for (case, rest), path in named if scan_names.role_of(rest) == "label"]
-        return _unique(folder, said or [(stem(path), path) for path in files])
+        said = [scan_names.Found(path, case, "label", rest) for (case, rest), path in named if scan_names.role_of(rest) == "label"]
+        said = _called(folder, said, label)
+        return _unique(folder, [(file.case, file.path) for file in said] or [(stem(path), path) for path in files])
     try:
-        found, _, _ = layouts.recognise(folder, None)
+        found, _, _ = layouts.recognise(folder, label)
     except InputError:
         if not within:
             raise
         found = []
     if within and not any(file.role == "image" for file in found):
         found = []
-    case_of = {file.path: file.case for file in found if file.role == "label" and file.path.is_file()}
+    found = _called(folder, [file for file in found if file.role == "label" and file.path.is_file()], label)
+    case_of = {file.path: file.case for file in found}
     others = [path for place in within for path in scan_names.scans_in(place) if path not in case_of]
     return _unique(folder, [*((case, path) for path, case in case_of.items()), *((stem(path), path) for path in others)])
+
+
+def _called(folder: Path, labels: list[scan_names.Found], label: str | None) -> list[scan_names.Found]:
+    """Those that are called `label`, where one is named and they are called by more than their case."""
+    if label is None or not any(file.channel for file in labels):
+        return labels
+    if kept := [file for file in labels if scan_names.is_called(file, label)]:
+        return kept
+    raise InputError(f"{folder}: no label is called {label}; there are {listed({file.channel for file in labels})}")
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

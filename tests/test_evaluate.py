@@ -260,3 +260,21 @@ def test_what_is_predicted_where_nobody_contoured_counts_neither_way(tmp_path):
     assert evaluate_cases(pairs, tmp_path / "naive", labels={"ball": 1})["per_case"]["all"] == pytest.approx(2 / 3)
     found = evaluate_cases(pairs, tmp_path / "found", ignore=[9])  # no label is named: the ignored value is none of those found
     assert found["per_case"] == {"all": 1.0, "upper": 0.0} and list(found["per_label"]) == ["1"]
+
+
+def test_which_of_several_labels_is_the_truth_can_be_said(tmp_path):
+    for case in ("a", "b"):
+        write(tmp_path / "truth" / case / "T1.nii.gz", block(0))
+        write(tmp_path / "truth" / case / "oedema_seg.nii.gz", block(1, 5))
+        write(tmp_path / "truth" / case / "tumour_seg.nii.gz", block(1))
+        write(tmp_path / "pred" / f"{case}.nii.gz", block(1))
+        write(tmp_path / "flat" / f"{case}_tumour.nii.gz", block(1))
+        write(tmp_path / "flat" / f"{case}_lesion.nii.gz", block(1, 5))
+    pred = tmp_path / "pred"
+    with pytest.raises(InputError, match="two label files"):
+        evaluate_folders(pred, tmp_path / "truth", tmp_path / "out")
+    assert evaluate_folders(pred, tmp_path / "truth", tmp_path / "out", label_name="tumour_seg")["dice"] == 1
+    assert evaluate_folders(pred, tmp_path / "truth", tmp_path / "out2", label_name="oedema_seg")["dice"] < 1
+    with pytest.raises(InputError, match="no label is called tumor_seg; there are oedema_seg, tumour_seg"):
+        evaluate_folders(pred, tmp_path / "truth", tmp_path / "out3", label_name="tumor_seg")
+    assert evaluate_folders(pred, tmp_path / "flat", tmp_path / "out4", label_name="tumour")["dice"] == 1

@@ -76,3 +76,8 @@ def test_a_second_process_is_refused_while_the_first_holds_the_folder(tmp_path):
         assert refused.returncode != 0
         assert f"another run (process {os.getpid()})" in refused.stderr
     assert second().returncode == 0
+
+
+def test_a_byte_order_mark_before_json_is_passed_over(tmp_path):
+    (tmp_path / "dataset.json").write_bytes(b"\xef\xbb\xbf" + '{"name": "ä"}'.encode())
+    assert read_json(tmp_path / "dataset.json") == {"name": "ä"}

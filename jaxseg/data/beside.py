@@ -1,6 +1,7 @@
 """Folders beside each other that hold one kind of file each: images/ and labels/, or T1/, FLAIR/ and labels/. Called by `layouts`."""
 
 import re
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -38,6 +39,16 @@ LABELS = {
     "segmentations": None,
     "segmentation": None,
     "annotations": None,
+    "annotation": None,
+    "msk": None,
+    "msks": None,
+    "seg": None,
+    "segs": None,
+    "contours": None,
+    "contour": None,
+    "groundtruth": None,
+    "ground_truth": None,
+    "gt": None,
     "labelstr": "train",
     "labelsts": "test",
 }
@@ -52,6 +63,13 @@ def files_beside(folders: Sequence[Path]) -> list[Found] | None:
     """
     folders = [folder for folder in folders if scans_in(folder)]
     if any(folder.name.lower() in IMAGES for folder in folders):
+        others = [folder.name for folder in folders if folder.name.lower() not in {*IMAGES, *LABELS}]
+        if others:
+            warnings.warn(
+                f"{folders[0].parent}: {', '.join(sorted(others)[:6])} beside the folder of images {'is' if len(others) == 1 else 'are'} passed over; labels "
+                "are expected in a folder called labels",
+                stacklevel=2,
+            )
         return images_and_labels(folders)
     masks = [folder for folder in folders if role_of(folder.name) == "mask"]
     labels = [folder for folder in folders if folder not in masks and _may_hold_labels(folder)]

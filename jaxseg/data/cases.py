@@ -105,14 +105,14 @@ def find_cases(
     Args:
         channels: use these channels in this order (any case of letters); a case that lacks one is kept without it. A 4-D file with as many volumes,
             called after none of them, holds them in this order: for that headers are read.
-        label: which file is the label, where several might be: its name or the part after the case id, such as "tumour".
+        label: which file is the label: its name or the part after the case id, such as "tumour". A case without it has no label.
         labels: pass labels over where this is False: a job that needs none is not stopped by a label too many, or one without an image.
         dicom: look for DICOM series where there is no other scan.
         scans: what reads the headers of these (`find_scans`, or one that keeps what it read for who needs it again).
 
     Raises:
-        InputError: no case was found, a case has several possible labels or files of the same channel, a label without an image,
-            no two folders have a channel in common, or no case has a channel that was asked for.
+        InputError: no case was found, none has the label that was named, a case has several possible labels or files of the same channel, a label
+            without an image, no two folders have a channel in common, or no case has a channel that was asked for.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -136,6 +136,16 @@ def find_cases(
     for file in found:
         by_id.setdefault((file.case, file.split), []).append(file)
     cases = [_case(folder, case, split, files, label) for (case, split), files in sorted(by_id.items(), key=lambda item: str(item[0]))]
+    if (
+        labels
+        and label is not None
+        and (offered := [file for file in found if file.role == "label"])
+        and not any(case.label for case in cases)
+    ):
+        names = sorted({file.channel or file.path.name for file in offered})
+        raise InputError(
+            f"{folder}: no case has a label called {label}; there are {', '.join(names[:8])}{', …' if len(names) > 8 else ''}: name one of these (--label-name)"
+        )
     cases = _name_lone_images(cases, declared)
     if kind in (layouts.PER_CASE, layouts.DEEPER, layouts.NESTED):
         _check_channels_meet(folder, cases)
@@ -179,13 +189,11 @@ def _without_labels(folder: Path, found: list[Found]) -> list[Found]:
 def _case(folder: Path, case: str, split: str | None, files: list[Found], label: str | None) -> Case:
     images: dict[str, Path] = {}
     for file in (file for file in files if file.role == "image"):
-        if file.channel in images:
-            raise InputError(
-                f"{folder}: case {case} has two files for channel {file.channel!r}: {images[file.channel].name} and {file.path.name}"
-            )
+        if twice := [path for channel, path in images.items() if channel.lower() == file.channel.lower()]:
+            raise InputError(f"{folder}: case {case} has two files for channel {file.channel!r}: {twice[0].name} and {file.path.name}")
         images[file.channel] = file.path
     labels = [file for file in files if file.role == "label"]
-    if label is not None and len(labels) > 1:
+    if label is not None and any(file.channel for file in labels):  # in a folder of labels they are called by the case alone
         labels = [file for file in labels if is_called(file, label)]
     if len(labels) > 1:
         names = ", ".join(sorted(file.path.name for file in labels)[:6]) + (", …" if len(labels) > 6 else "")

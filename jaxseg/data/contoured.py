@@ -128,6 +128,7 @@ def _objects(scans: Sequence[tuple[Path, ScanRef]], cases: CaseSet, left_out: di
     series = {key: joined(refs) for key, refs in parts.items()}
     owners = {path.absolute(): case.id for case in cases for path in case.images.values()}
     objects: dict[str, list[_Object]] = {}
+    elsewhere: dict[str, str] = {}
     for ref in found:
         of_study = [each for each in series.values() if each.study == ref.study]
         ours = [owners[each.path.absolute()] for each in of_study if each.path.absolute() in owners]
@@ -136,10 +137,14 @@ def _objects(scans: Sequence[tuple[Path, ScanRef]], cases: CaseSet, left_out: di
             scan = _scan_of(ref, series, of_study)
             case = owners.get(scan.path.absolute(), case)
             if scan.path.absolute() not in owners:
-                raise InputError(f"its {ref.format} object was drawn on a series that is no channel of a case")
+                elsewhere[case] = f"its {ref.format} object was drawn on a series that is no channel of a case"
+                continue
             objects.setdefault(case, []).append(_Object(ref, _names(ref), scan.path))
         except InputError as error:
             left_out[case] = _unnamed(error, [ref])
+    for case, reason in elsewhere.items():
+        if case not in objects:  # else it needs none of these: a study may have a structure set for each of its series
+            left_out.setdefault(case, reason)
     return objects
 
 

@@ -13,7 +13,17 @@ from jaxseg.data.beside import IMAGES, LABELS, files_beside, images_and_labels, 
 from jaxseg.data.bids import BidsFile, bids_files, is_bids
 from jaxseg.data.case_folders import files_below, files_of_case, files_within, scans_below, subfolders_of
 from jaxseg.data.io.scans import stem
-from jaxseg.data.scan_names import MOST_CHANNELS, Found, is_modality, numbers_are_channels, role_of, scans_in, split_name, with_label_said
+from jaxseg.data.scan_names import (
+    MOST_CHANNELS,
+    Found,
+    is_modality,
+    names_with_role_first,
+    numbers_are_channels,
+    role_of,
+    scans_in,
+    split_name,
+    with_label_said,
+)
 from jaxseg.errors import InputError
 from jaxseg.files import read_json
 
@@ -220,6 +230,8 @@ def _inside(root: Path, name: object) -> Path:
 
 def _flat(paths: list[Path], label: str | None) -> list[Found]:
     names = [stem(path) for path in paths]
+    if role_first := names_with_role_first(names):
+        return [Found(path, *role_first[name]) for path, name in zip(paths, names, strict=True)]
     heads: dict[str, set[str]] = {}
     for name in names:
         head, _, last = name.rpartition("_")

@@ -31,6 +31,7 @@ _MODALITY_OF = {word: modality for modality, words in _MODALITIES.items() for wo
 _CHANNEL_WORDS = {*_MODALITY_OF, "image", "img", "scan", "volume", "orig"}
 _BODY_MASK = re.compile(r"(^|[^a-z])(brain|body|head|bet|skull|foreground|air|valid)[ _.-]?mask", re.IGNORECASE)
 _NUMBERED = re.compile(r"(.+)_(\d{4})")
+_FIRST_WORD = re.compile(r"([^_\-. ]+)[_\-. ]+(.+)|([^\W\d_]+)(\d+)")  # volume-0, img0
 MOST_CHANNELS = 8  # of a case whose channels nothing declares
 _ANONYMISED = re.compile(r"(^|(?<=[^a-z]))(anon|anonymi[sz](ed|ation)|defac(ed?|ing))[ _.-]?mask(?![a-z])", re.IGNORECASE)
 
@@ -179,6 +180,29 @@ def _ends_in_channel(name: str, parts: list[str], numbered: bool | None) -> bool
 def _is_suffix(word: str) -> bool:
     word = word.lower()
     return word in _CHANNEL_WORDS or word in _LABEL_WORDS or role_of(word) != "image" or word in {"brain", "body", "head"}
+
+
+def names_with_role_first(names: Collection[str]) -> dict[str, tuple[str, Role, str]] | None:
+    """(case id, role, channel) of flat names that begin with what a file is, as volume-0 and segmentation-0, T1_P1 and seg_P1, img0 and label0.
+
+    None unless all begin so: some with a label's word, whose rest is an image's, too, and images with a modality each or with one and the same word.
+    """
+    split: dict[str, tuple[str, str]] = {}
+    for name in names:
+        if (found := _FIRST_WORD.fullmatch(name)) is None:
+            return None
+        split[name] = (found[1] or found[3], found[2] or found[4])
+    if any(role_of(rest) != "image" or is_modality(rest) for _, rest in split.values()):
+        return None
+    labels = {name for name, (word, _) in split.items() if is_label_word(word)}
+    images = {name: word.lower() for name, (word, _) in split.items() if name not in labels}
+    rests = {split[name][1] for name in images}
+    if not labels or not {split[name][1] for name in labels} <= rests:
+        return None
+    if not all(map(is_modality, images.values())) and len(set(images.values())) > 1:
+        return None
+    channel = {name: split[name][0] if is_modality(word) else "image" for name, word in images.items()}
+    return {name: (rest, "label", word) if name in labels else (rest, "image", channel[name]) for name, (word, rest) in split.items()}
 
 
 def with_label_said(file: Found, label: str | None) -> Found:

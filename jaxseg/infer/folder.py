@@ -1,5 +1,6 @@
 """Many scans through one model: labels written one file a case, each on its scan's own grid. Called by `jaxseg segment` and the main job."""
 
+import dataclasses
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from jaxseg.data.cases import Case, find_cases, unpacked
 from jaxseg.data.io.decoded import PLAIN, Rules
 from jaxseg.data.io.scans import find_scans, format_of, stem
 from jaxseg.data.packed import volumes_in
-from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file
+from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file, split_number
 from jaxseg.data.stacking import stack_case
 from jaxseg.errors import InputError, JaxsegError, StorageError
 from jaxseg.files import make_folder
@@ -138,8 +139,15 @@ def _folders_as_cases(model: Model, scans: Sequence[Path], rules: Rules) -> list
                 raise InputError(
                     f"{folder}: case {case.id} was found in another of the folders too; segment them into different --out folders"
                 )
-            found[case.id] = unpacked(case, model.card["channels"])
+            found[case.id] = unpacked(_with_channels_of_numbers(case, model.card["channels"]), model.card["channels"])
     return list(found.values())
+
+
+def _with_channels_of_numbers(case: Case, channels: Sequence[str]) -> Case:
+    """A case whose channels are nnU-Net's numbers, as many as the model has, with the model's names in that order: its training data had the same."""
+    if sorted(case.images) != [f"{place:04d}" for place in range(len(channels))]:
+        return case
+    return dataclasses.replace(case, images={name: case.images[f"{place:04d}"] for place, name in enumerate(channels)})
 
 
 def _modality_of(path: Path) -> str | None:
@@ -166,5 +174,13 @@ def _files_as_case(model: Model, files: Sequence[Path], rules: Rules) -> list[Ca
                 f"{path}: by its name, or its header, this is no {channel}, for which it was given; give the files in the order "
                 f"{', '.join(channels)}, or rename "
                 "the file if its name is wrong"
+            )
+    numbered = [split_number(stem(path)) for path in files]
+    if len(files) > 1 and None not in numbered:
+        owners, places = [number[0] for number in numbered if number], [number[1] for number in numbered if number]
+        if len(set(owners)) > 1 or places != sorted(set(places)):
+            raise InputError(
+                f"{', '.join(path.name for path in files)}: by the numbers in their names these are not the channels of one scan in order "
+                "(CASE_0000, CASE_0001, …); give one case at a time, or a folder of them"
             )
     return [Case(name, dict(zip(channels, files)), rules=rules)]

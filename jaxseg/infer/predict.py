@@ -1,6 +1,7 @@
 """A loaded scan in, labels on the scan's own grid out, as the model's card says. Users call `segment`, `infer.folder` calls it for many
 scans."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ def segment(
     """Label map of a scan, `(x, y, z, 1)` uint8 (uint16 for values above 255, int32 above 65535), on the scan's grid with axes in RAS+ order.
 
     Probabilities are resampled onto that grid linearly, one class at a time, and compared there. Labels have the values that the training
-    labels had on disk. Regions are those above 0.5, written in the order of the card, later ones over earlier ones (see `region_values`).
+    labels had on disk. Regions are those above 0.5, larger ones (of more values) first and those within over them (see `region_values`).
     `save_volume(result, path, like=result.source)` writes them in the axis order of the file that the scan came from.
 
     Args: see `predict_probabilities`.
@@ -35,7 +36,7 @@ def segment(
     probabilities = predict_probabilities(model, volume, overlap=overlap, batch=batch, allow_missing=allow_missing, skip_air=skip_air)
     grid = to_ras(volume).grid
     values = region_values(recipe) if recipe.regions else (0, *recipe.values)
-    paint = _paint_regions if recipe.regions else _paint_classes
+    paint = partial(_paint_regions, order=regions_outside_in(recipe)) if recipe.regions else _paint_classes
     label = np.zeros(grid.shape, _smallest_type(max(values, default=0)))
     paint(label, probabilities, grid, values)
     return Volume(label[..., None], grid.affine, ("label",), volume.source)
@@ -95,16 +96,28 @@ def windows_a_call(batch: int | None) -> int:
 
 
 def region_values(recipe: Recipe) -> tuple[int, ...]:
-    """The value that each region is written with: the first of its values that no later region holds.
+    """The value that each region is written with, in the card's order: the first of its values that no region written after it holds.
 
-    For nested regions in order of size that restores the labels: tumour (1, 2, 3), core (1, 3), enhancing (3) become 2, 1, 3.
+    Regions are written in order of `regions_outside_in`. For nested ones that restores the labels: tumour (1, 2, 3), core (1, 3), enhancing (3)
+    become 2, 1, 3, whichever of them the card names first.
     """
-    regions = [(value,) if isinstance(value, int) else tuple(value) for name, value in recipe.labels.items() if name != "ignore"]
-    written = []
-    for i, values in enumerate(regions):
-        later = {value for region in regions[i + 1 :] for value in region}
-        written.append(next((value for value in values if value not in later), values[0]))
-    return tuple(written)
+    regions = _regions(recipe)
+    order = regions_outside_in(recipe)
+    written = {}
+    for place, i in enumerate(order):
+        later = {value for other in order[place + 1 :] for value in regions[other]}
+        written[i] = next((value for value in regions[i] if value not in later), regions[i][0])
+    return tuple(written[i] for i in range(len(regions)))
+
+
+def regions_outside_in(recipe: Recipe) -> list[int]:
+    """In which order regions are written, as numbers of the card's: those of many values first, so that none covers another that lies within it."""
+    regions = _regions(recipe)
+    return sorted(range(len(regions)), key=lambda i: -len(set(regions[i])))
+
+
+def _regions(recipe: Recipe) -> list[tuple[int, ...]]:
+    return [(value,) if isinstance(value, int) else tuple(value) for name, value in recipe.labels.items() if name != "ignore"]
 
 
 def recipe_of_model(model: Model) -> Recipe:
@@ -172,10 +185,10 @@ def _paint_classes(label: np.ndarray, probabilities: Volume, grid: Grid, values:
         best[wins] = candidate[wins]
 
 
-def _paint_regions(label: np.ndarray, probabilities: Volume, grid: Grid, values: tuple[int, ...]) -> None:
-    for i, value in enumerate(values):
+def _paint_regions(label: np.ndarray, probabilities: Volume, grid: Grid, values: tuple[int, ...], *, order: Sequence[int]) -> None:
+    for i in order:
         if probabilities.array[..., i].max() > 0.5:
-            label[_resampled(probabilities, i, grid, outside=0.0) > 0.5] = value
+            label[_resampled(probabilities, i, grid, outside=0.0) > 0.5] = values[i]
 
 
 def _resampled(probabilities: Volume, channel: int, grid: Grid, outside: float) -> np.ndarray:

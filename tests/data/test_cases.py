@@ -395,3 +395,54 @@ def test_folders_deeper_than_one_level_are_cases(lay):
     assert [case.id for case in sites.labelled] == ["a_p1", "a_p2", "b_p1", "b_p2"] and sites.channels == ("image",)
     with pytest.raises(InputError, match=r"a/b_c and a_b/c would both be case a_b_c"):
         find_cases(lay("same/a/b_c/T1.nii", "same/a_b/c/T1.nii") / "same")
+
+
+def test_a_label_that_is_named_is_none_other(lay):
+    """A patient without a tumour contour has no label, and not that of another structure."""
+    folder = lay("P1/FLAIR.nii", "P1/oedema_seg.nii", "P1/tumour_seg.nii", "P2/FLAIR.nii", "P2/oedema_seg.nii")
+    assert {case.id: case.label and case.label.name for case in find_cases(folder, label="tumour_seg")} == {
+        "P1": "tumour_seg.nii",
+        "P2": None,
+    }
+    with pytest.raises(InputError, match="no case has a label called tumor_seg; there are oedema_seg, tumour_seg: name one of these"):
+        find_cases(folder, label="tumor_seg")
+    assert len(find_cases(folder, label="tumor_seg", labels=False)) == 2
+
+
+def test_a_folder_of_labels_names_them_by_their_cases(lay):
+    folder = lay("images/P1.nii", "images/P2.nii", "labels/P1.nii")
+    assert [case.label is not None for case in find_cases(folder, label="tumour")] == [True, False]
+
+
+def test_channels_that_differ_in_capitals_alone_are_refused(lay):
+    with pytest.raises(InputError, match="two files for channel"):
+        find_cases(lay("P1/T1.nii", "P1/t1.nii", "P2/T1.nii"))
+
+
+@pytest.mark.parametrize(
+    "names, channels",
+    [
+        (("volume-0", "volume-1", "segmentation-0", "segmentation-1"), {"image"}),
+        (("img0", "img1", "label0", "label1"), {"image"}),
+        (("T1_P1", "T1_P2", "seg_P1", "seg_P2"), {"T1"}),
+        (("T1_001", "FLAIR_001", "T1_002", "FLAIR_002", "mask_001", "mask_002"), {"T1", "FLAIR"}),
+    ],
+)
+def test_names_that_begin_with_what_a_file_is(lay, names, channels):
+    """As LiTS has them: not so read, label maps are scans without labels."""
+    cases = list(find_cases(lay(*(f"{name}.nii.gz" for name in names))))
+    assert len(cases) == 2 and all(case.label is not None and set(case.images) == channels for case in cases)
+    assert all(case.label.name.split(".")[0].endswith(case.id) for case in cases)
+
+
+def test_names_that_end_in_what_a_file_is_are_read_as_before(lay):
+    folder = lay("seg_study_1_T1.nii", "seg_study_1_seg.nii", "seg_study_2_T1.nii", "seg_study_2_seg.nii")
+    assert {case.id for case in find_cases(folder)} == {"seg_study_1", "seg_study_2"}
+
+
+@pytest.mark.parametrize("name", ["msk", "contours", "gt"])
+def test_a_folder_of_labels_may_be_called_otherwise_and_others_are_named(lay, name):
+    folder = lay("img/a.nii", "img/b.nii", f"{name}/a.nii", f"{name}/b.nii")
+    assert all(case.label is not None for case in find_cases(folder))
+    with pytest.warns(UserWarning, match="lungs beside the folder of images is passed over"):
+        find_cases(lay("lungs/a.nii"))

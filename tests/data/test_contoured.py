@@ -130,6 +130,14 @@ def test_contours_of_a_study_with_several_series_go_to_the_one_that_they_name(tm
     drawn_in_seg(root / "P001" / "seg", "one", {"tumour": box(1, 1, 1)})
     (case,) = find_contoured(root, tmp_path / "drawn").cases
     assert len(case.images) == 2 and stored_label(case).sum() == 1
+    # What is drawn on a series that nobody asked for costs nothing of what is drawn on another.
+    (root / "P001" / "other").mkdir()
+    drawn_in_seg(root / "P001" / "other", "one", {"tumour": box(0, 0, 0)}, about="oneflair")
+    found = find_contoured(root, tmp_path / "drawn", channels=["T1"])
+    assert found.left_out == {}
+    (case,) = found.cases
+    assert len(case.images) == 1 and stored_label(case).sum() == 1
+    shutil.rmtree(root / "P001" / "other")
     drawn_in_seg(root / "P001" / "seg", "one", {"tumour": box(1, 1, 1)}, about="")
     found = find_contoured(root, tmp_path / "drawn")
     assert "refers to 0 series of this folder, and its study has 2" in found.left_out[f"{case.id}/contours"] and not found.cases.labelled

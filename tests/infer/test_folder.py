@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -204,3 +205,27 @@ def test_a_folder_of_which_nothing_can_be_segmented_is_an_error(models, scans, t
         (case / "T1.nii.gz").write_bytes(b"damaged")
     with pytest.raises(InputError, match="none of the 2 cases"):
         segment_folder(models[0], [scans], tmp_path / "out")
+
+
+def test_numbers_in_names_are_channels_in_the_order_of_the_model(models, scans, tmp_path, segmented):
+    """nnU-Net's image folders, which a model of its dataset knows by the names in dataset.json."""
+    flat = tmp_path / "imagesTs"
+    flat.mkdir()
+    for case in scans.iterdir():
+        for number, channel in enumerate(("T1", "T2")):
+            shutil.copy(case / f"{channel}.nii.gz", flat / f"{case.name}_000{number}.nii.gz")
+    segment_folder(models[0], [scans], tmp_path / "named")
+    segment_folder(models[0], [flat], tmp_path / "numbered")
+    for name in ("case_0", "case_1"):
+        np.testing.assert_array_equal(voxels(tmp_path / "numbered" / f"{name}.nii.gz"), voxels(tmp_path / "named" / f"{name}.nii.gz"))
+
+
+def test_files_of_two_patients_or_in_another_order_are_no_case(models, scans, tmp_path):
+    made = {}
+    for case in ("case_0", "case_1"):
+        for number, channel in enumerate(("T1", "T2")):
+            made[case, number] = shutil.copy(scans / case / f"{channel}.nii.gz", tmp_path / f"{case}_000{number}.nii.gz")
+    for wrong in ([("case_0", 0), ("case_1", 0)], [("case_0", 1), ("case_0", 0)], [("case_0", 0), ("case_1", 1)]):
+        with pytest.raises(InputError, match="not the channels of one scan in order"):
+            segment_folder(models[0], [Path(made[each]) for each in wrong], tmp_path / "out")
+    segment_folder(models[0], [Path(made["case_0", 0]), Path(made["case_0", 1])], tmp_path / "out")

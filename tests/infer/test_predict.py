@@ -98,6 +98,21 @@ def test_regions_restore_nested_labels(tmp_path):
     np.testing.assert_array_equal(np.flip(found, (0, 1)), np.asarray([0, 2, 1, 4])[truth])
 
 
+@pytest.mark.parametrize("order", [("enhancing", "core", "whole"), ("whole", "enhancing", "core"), ("core", "whole", "enhancing")])
+def test_nested_regions_are_restored_in_whatever_order_the_card_names_them(order):
+    sizes = {"whole": [1, 2, 4], "core": [1, 4], "enhancing": [4]}
+    recipe = Recipe(("CT",), (1, 1, 1), ("ct",), labels={name: sizes[name] for name in order}, regions=True)
+    truth = np.zeros((8, 1, 1), np.uint8)
+    truth[1:7, 0, 0] = (2, 2, 1, 4, 1, 2)
+    inside = np.stack([np.isin(truth, sizes[name]) for name in order], -1).astype(np.float32)
+    grid = Volume(truth[..., None], np.eye(4), ("label",)).grid
+    label = np.zeros_like(truth)
+    predict._paint_regions(
+        label, Volume(inside, np.eye(4), order), grid, predict.region_values(recipe), order=predict.regions_outside_in(recipe)
+    )
+    np.testing.assert_array_equal(label, truth)
+
+
 def test_region_values_follow_the_order_given():
     nested = Recipe(("CT",), (1, 1, 1), ("ct",), labels={"whole": [1, 2, 3], "core": [1, 3], "enhancing": 3, "ignore": 9}, regions=True)
     assert predict.region_values(nested) == (2, 1, 3)

@@ -75,14 +75,8 @@ class Augment:
     def __post_init__(self) -> None:
         # A whole number is no probability to JAX, and a list no setting that a jitted function can be told apart by.
         for name in (*_PROBABILITIES, *_RANGES, "flip", "rotation"):
-            value: Any = getattr(self, name)
-            try:
-                if value is not None or name != "spacing_jitter":
-                    value = float(value) if name in _PROBABILITIES else tuple(map(float, value))
-            except (TypeError, ValueError):
-                expected = "a number" if name in _PROBABILITIES else "numbers"
-                raise ConfigError(f"Augment.{name} is {value!r}: expected {expected}") from None
-            object.__setattr__(self, name, value)
+            if name != "spacing_jitter" or self.spacing_jitter is not None:
+                object.__setattr__(self, name, _plain(getattr(self, name), name))
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"Augment.{name} is {getattr(self, name)}: it is a probability, between 0 and 1")
@@ -119,3 +113,10 @@ class Augment:
         sample). Blur has one width for the three axes of a channel; that trainer draws one for each. It has no elastic deformation and no bias
         field: set `elastic` and `bias` for them."""
         return cls(affine=0.0, rotate=0.2, rescale=0.2, gamma=0.4, channel_share=0.5)
+
+
+def _plain(value: Any, name: str) -> float | tuple[float, ...]:
+    try:
+        return float(value) if name in _PROBABILITIES else tuple(map(float, value))
+    except (TypeError, ValueError):
+        raise ConfigError(f"Augment.{name} is {value!r}: expected {'a number' if name in _PROBABILITIES else 'numbers'}") from None
