@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from finetune.config import FinetuneConfig
@@ -70,6 +71,10 @@ def arms_of(kinds: Sequence[ArmKind], pretrained: Sequence[str]) -> tuple[Arm, .
     unknown = sorted(set(kinds) - set(EVERY_ARM))
     if unknown:
         raise ConfigError(f"unknown arm {', '.join(unknown)}; there are {', '.join(ABOUT)}")
+    for given in pretrained:
+        name, folder, _ = named_folder(given)
+        if not name and "=" in folder and not Path(folder).exists():
+            raise ConfigError(f"--pretrained {given}: expected FOLDER or NAME=FOLDER, where NAME has letters, digits and _ alone")
     arms = []
     for kind in kinds:
         if kind not in INITIALISED and kind not in PACED:

@@ -246,7 +246,9 @@ def _check(crop: Shape, batch: int, seed: int, foreground: float, labelled: bool
     index, count = process
     if len(crop) != 3 or min(crop) < 1:
         raise ConfigError(f"crop is {tuple(crop)}: expected three sizes in voxels, each at least 1")
-    if not 0 <= index < count or batch < 1 or batch % count:
+    if batch < 1:
+        raise ConfigError(f"batch is {batch}: expected at least one crop a step")
+    if not 0 <= index < count or batch % count:
         raise ConfigError(f"a batch of {batch} cannot be shared evenly by {count} processes (this is number {index}): choose a multiple")
     if seed < 0:
         raise ConfigError(f"seed is {seed}: expected 0 or more")

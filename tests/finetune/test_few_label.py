@@ -980,6 +980,15 @@ def test_a_config_file_of_wrong_types_is_told_what_was_expected():
     assert FewLabelConfig(labels=[1, "all"], spacings=(2,)).labels == [1, "all"]
 
 
+def test_a_name_of_a_pretraining_that_is_none_says_what_one_is(tmp_path):
+    with pytest.raises(
+        ConfigError, match="--pretrained my-mae=.*: expected FOLDER or NAME=FOLDER, where NAME has letters, digits and _ alone"
+    ):
+        arms_of(("pretrained",), (f"my-mae={tmp_path}",))
+    (tmp_path / "a=b").mkdir()
+    assert arms_of(("pretrained",), (str(tmp_path / "a=b"),))[0].init == str(tmp_path / "a=b")
+
+
 def test_a_draw_that_names_a_case_without_a_label_says_so(tmp_path):
     scans = write_scans(tmp_path / "scans", 3, channels=("T1",))
     (scans / "case_1" / "seg.nii.gz").unlink()

@@ -117,7 +117,7 @@ def decoded_volume(path: Path, decoded: Decoded, channels: Sequence[str] | None,
             nans = sum(int(np.count_nonzero(np.isnan(part))) for (part,) in slices_of(values))
             raise InputError(
                 f"{path}: {count:,} of {values.size:,} voxels are not finite ({nans:,} NaN, {count - nans:,} infinite); "
-                "mend the scan, or choose a value for them with nonfinite="
+                "mend the scan, or load it with load_volume(…, nonfinite=VALUE) in Python"
             )
         for (part,) in slices_of(values):
             part[~np.isfinite(part)] = nonfinite
