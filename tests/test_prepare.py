@@ -48,6 +48,18 @@ def test_an_index_gives_the_folders_store_without_what_is_not_ok(scans, tmp_path
     assert whole.entry("case_0").files == store.entry("case_0").files
 
 
+def test_a_root_without_the_label_that_is_named_stays_in_the_store_unlabelled(scans, tmp_path):
+    """An archive beside the labelled cases, with labels of another structure: its scans are kept, and their labels are none."""
+    write_scans(tmp_path / "archive", count=2, seed=5)
+    for case in scans.iterdir():
+        (case / "seg.nii.gz").rename(case / "tumour_seg.nii.gz")
+    index_archive([scans, tmp_path / "archive"], tmp_path / "index")
+    store = prepare_folder(tmp_path / "index", tmp_path / "store", label_name="tumour_seg", processes=1)
+    assert len(store.names) == 5 and len(store.labelled) == 3
+    with pytest.raises(InputError, match="no case has a label called tumor; there are"):
+        prepare_folder(tmp_path / "index", tmp_path / "other", label_name="tumor", processes=1)
+
+
 def test_added_scans_alone_are_prepared_though_the_median_spacing_moves(scans, tmp_path, monkeypatch):
     first = prepare_folder(scans, tmp_path / "store", processes=1)
     names = prepared(monkeypatch)

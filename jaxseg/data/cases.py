@@ -79,6 +79,10 @@ class CaseSet:
         return dataclasses.replace(self, cases=tuple(dataclasses.replace(case, rules=rules) for case in self.cases))
 
 
+class NoSuchLabel(InputError):
+    """Labels there are, but none of the name that was asked for."""
+
+
 def find_cases(
     folder: str | Path,
     *,
@@ -111,8 +115,8 @@ def find_cases(
         scans: what reads the headers of these (`find_scans`, or one that keeps what it read for who needs it again).
 
     Raises:
-        InputError: no case was found, none has the label that was named, a case has several possible labels or files of the same channel, a label
-            without an image, no two folders have a channel in common, or no case has a channel that was asked for.
+        InputError: no case was found, none has the label that was named (`NoSuchLabel`), a case has several possible labels or files of the same
+            channel, a label without an image, no two folders have a channel in common, or no case has a channel that was asked for.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -143,7 +147,7 @@ def find_cases(
         and not any(case.label for case in cases)
     ):
         names = sorted({file.channel or file.path.name for file in offered})
-        raise InputError(
+        raise NoSuchLabel(
             f"{folder}: no case has a label called {label}; there are {', '.join(names[:8])}{', …' if len(names) > 8 else ''}: name one of these (--label-name)"
         )
     cases = _name_lone_images(cases, declared)

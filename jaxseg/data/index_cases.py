@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxseg.data.archive import Index, read_index
-from jaxseg.data.cases import Case, CaseSet, find_cases, unpacked
+from jaxseg.data.cases import Case, CaseSet, NoSuchLabel, find_cases, unpacked
 from jaxseg.data.contoured import draw_contours
 from jaxseg.data.io.scans import printable
 from jaxseg.errors import InputError
@@ -47,9 +47,13 @@ def cases_of_index(
     index = read_index(folder)
     rows = {Path(row["path"]).absolute(): row for row in index.stream(_COLUMNS) if row["format"] not in ("DICOM", "DICOM SEG")}
     sets, reasons = [], []
+    unlabelled: list[NoSuchLabel] = []
     for number, root in enumerate(index.roots):
         try:
             found = find_cases(root, channels=channels, label=label, dicom=False)
+        except NoSuchLabel as error:  # another root may have it
+            unlabelled.append(error)
+            found = find_cases(root, channels=channels, labels=False, dicom=False)
         except InputError as error:
             reasons.append(str(error))
             continue
@@ -66,6 +70,8 @@ def cases_of_index(
     if series and not (merged.labelled or merged.labels):
         contoured = draw_contours(merged, index.roots, drawn, label=label, labels=labels)
         merged, left_out = contoured.cases, left_out | contoured.left_out
+    if unlabelled and not merged.labelled:
+        raise unlabelled[0]
     return IndexedCases(merged.read_by(dataclasses.replace(index.rules, burned_in=False)), left_out)
 
 
