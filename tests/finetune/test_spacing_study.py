@@ -11,7 +11,7 @@ import pytest
 from finetune.config import FinetuneConfig
 from finetune.few_label.config import FewLabelConfig
 from finetune.few_label.spacing.__main__ import main
-from finetune.few_label.spacing.study import run_spacings, token_in_mm
+from finetune.few_label.spacing.study import crop_of_tokens, run_spacings, token_in_mm
 from jaxseg.data.store import open_store
 from jaxseg.errors import ConfigError
 from jaxseg.files import read_json
@@ -62,7 +62,12 @@ def test_each_spacing_is_a_study_of_the_same_cases(data, tmp_path, monkeypatch):
     assert [(row["spacing"], row["below"]) for row in content["rows"]] == [(1.0, False), (4.0, True)]
     # The pretraining's tokens of 4 voxels span 6 x 6 x 12 mm: 6 and 12 voxels of 1 mm, of which 8 and 16 are the nearest powers of two.
     tokens = {name: each.finetune.model.encoder.token for name, each in seen.items()}
-    assert tokens == {"1_mm": (8, 8, 16), "4_mm": (2, 2, 4)} and all(each.finetune.resample_patches for each in seen.values())
+    assert tokens == {"1_mm": (8, 8, 16), "4_mm": (2, 2, 4)}
+    # In coarser voxels the crop keeps its number of tokens, not of voxels: that would be eight times as many.
+    crops = {name: each.finetune.model.encoder.crop for name, each in seen.items()}
+    assert crops == {"1_mm": (32, 32, 32), "4_mm": (16, 16, 32)}
+    assert crop_of_tokens(ViTConfig(crop=(48, 96, 8), token=(16, 16, 4)), (32, 32, 16)) == (32, 96, 16)
+    assert all(each.finetune.resample_patches for each in seen.values())
     assert read_json(tmp_path / "spacing.json") == content
     assert (
         content["pretrained_at"] == {"mae": [1.5, 1.5, 3.0]}

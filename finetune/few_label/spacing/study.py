@@ -19,6 +19,7 @@ from jaxseg.audit import card_of
 from jaxseg.data.catalog import open_store
 from jaxseg.errors import CheckpointError, ConfigError, InputError
 from jaxseg.files import write_json, write_text
+from jaxseg.models import ViTConfig
 from jaxseg.models.positions import Triple
 from jaxseg.models.unet import UNetConfig
 from jaxseg.prepare import NAMES, Wishes, prepare_folder
@@ -54,7 +55,9 @@ def run_spacings(config: FewLabelConfig, *, run: Callable[[FewLabelConfig], Resu
         )
         finetune = dataclasses.replace(
             config.finetune,
-            model=dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, token=token)),
+            model=dataclasses.replace(
+                model, encoder=dataclasses.replace(model.encoder, token=token, crop=crop_of_tokens(model.encoder, token))
+            ),
             resample_patches=config.finetune.resample_patches or token != model.encoder.token,
         )
         results = run(dataclasses.replace(config, store=str(store), split=split, out=str(out), arms=ARMS, finetune=finetune)).content
@@ -109,6 +112,13 @@ def token_in_mm(token: Triple, pretrained: list[list[float] | None], spacing: fl
             "pass --spacing-tokens voxels"
         )
     x, y, z = (max(2, 2 ** round(math.log2(side * edge / spacing))) for side, edge in zip(token, edges))
+    return x, y, z
+
+
+def crop_of_tokens(encoder: ViTConfig, token: Triple) -> Triple:
+    """The crop, in voxels, of an encoder whose tokens are to have the sides `token`: as before, but of no more tokens than before along an axis (in
+    coarser voxels, whose tokens have fewer, it would have many times as many), and of whole ones."""
+    x, y, z = (min(grid, max(1, side // new)) * new for side, grid, new in zip(encoder.crop, encoder.grid, token))
     return x, y, z
 
 
