@@ -65,7 +65,7 @@ def predict_probabilities(
     """
     recipe = recipe_of_model(model)
     _check_channels(volume, recipe, allow_missing)
-    if not np.isfinite(volume.array).all():
+    if not _finite(volume.array):
         raise InputError("the scan holds NaN or infinite voxels, of which nothing can be segmented: replace them (by its air, say) first")
     image, mask, grid, present = apply_recipe(volume, recipe)
     names = tuple(recipe.classes) if recipe.regions else (BACKGROUND, *_class_names(recipe))
@@ -81,13 +81,19 @@ def predict_probabilities(
         fill=[air_value(rule) if there else 0.0 for rule, there in zip(recipe.intensity, present)],
         outside=0.0 if recipe.regions else [1.0] + [0.0] * (len(names) - 1),
     )
-    if not np.isfinite(probabilities).all():
+    if not _finite(probabilities):
         # Compared with anything NaN is false, so that all of it would be written as background.
         raise CheckpointError(
             "the network's answer to this scan is not finite: its weights are damaged, or overflow on it; nothing was segmented. Train it again, or take "
             "another copy"
         )
     return Volume(probabilities, grid.affine, names, volume.source)
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Whether no voxel is NaN or infinite, by their sum: an array of answers would take a quarter of the scan's memory, or of all its classes'."""
+    with np.errstate(invalid="ignore"):  # both infinities
+        return bool(np.isfinite(array.sum(dtype=np.float64)))
 
 
 def windows_a_call(batch: int | None) -> int:
