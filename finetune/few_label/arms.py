@@ -73,7 +73,7 @@ def arms_of(kinds: Sequence[ArmKind], pretrained: Sequence[str]) -> tuple[Arm, .
         raise ConfigError(f"unknown arm {', '.join(unknown)}; there are {', '.join(ABOUT)}")
     for given in pretrained:
         name, folder, _ = named_folder(given)
-        if not name and "=" in folder and not Path(folder).exists():
+        if not name and re.match(r"[^/\\]*=", folder) and not Path(folder).exists():
             raise ConfigError(f"--pretrained {given}: expected FOLDER or NAME=FOLDER, where NAME has letters, digits and _ alone")
     arms = []
     for kind in kinds:

@@ -985,6 +985,8 @@ def test_a_name_of_a_pretraining_that_is_none_says_what_one_is(tmp_path):
         ConfigError, match="--pretrained my-mae=.*: expected FOLDER or NAME=FOLDER, where NAME has letters, digits and _ alone"
     ):
         arms_of(("pretrained",), (f"my-mae={tmp_path}",))
+    # A path may hold the sign, and need not be there yet.
+    assert arms_of(("pretrained",), ("runs/lr=0.1/mae",))[0].init == "runs/lr=0.1/mae"
     (tmp_path / "a=b").mkdir()
     assert arms_of(("pretrained",), (str(tmp_path / "a=b"),))[0].init == str(tmp_path / "a=b")
 
