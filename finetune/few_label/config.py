@@ -25,6 +25,7 @@ ArmKind = Literal[
     "pseudo_labels",
     "anchor",
 ]
+EVERY_ARM: tuple[ArmKind, ...] = get_args(ArmKind)
 _LISTS: dict[str, tuple[Any, str]] = {
     "labels": (int, '(1, 5, "all")'),
     "draws": (int, "(0, 1, 2)"),
@@ -35,7 +36,6 @@ _LISTS: dict[str, tuple[Any, str]] = {
     "spacings": ((int, float), "(1.0, 4.0)"),
 }
 """Fields with several values: of which types, and an example. A config file is Python, and its values come as they are."""
-EVERY_ARM: tuple[ArmKind, ...] = get_args(ArmKind)
 
 
 @dataclass(frozen=True)

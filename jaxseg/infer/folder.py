@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,9 @@ def _with_channels_of_numbers(case: Case, channels: Sequence[str]) -> Case:
     """A case whose channels are nnU-Net's numbers, as many as the model has, with the model's names in that order: its training data had the same."""
     if sorted(case.images) != [f"{place:04d}" for place in range(len(channels))]:
         return case
+    if len(channels) > 1:  # said once a run: the text is the same for all cases
+        numbers = ", ".join(sorted(case.images))
+        warnings.warn(f"channels {numbers} are taken for the model's {', '.join(channels)}, in this order", stacklevel=2)
     return dataclasses.replace(case, images={name: case.images[f"{place:04d}"] for place, name in enumerate(channels)})
 
 

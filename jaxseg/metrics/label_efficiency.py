@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxseg.metrics.statistics import Interval
+from jaxseg.metrics.statistics import Interval, interval_around
 
 _CHUNK = 500  # resamples at a time
 
@@ -42,8 +42,7 @@ def hierarchical_interval(scores: Float[np.ndarray, "draws cases"], *, seed: int
     """
     data = _checked(scores)
     low, high = np.quantile(_resampled_means(data[None], seed, n)[:, 0], [(1 - level) / 2, (1 + level) / 2])
-    mean = float(data.mean())
-    return Interval(mean, min(float(low), mean), max(float(high), mean))  # equal scores: means of resamples are off by rounding
+    return interval_around(float(data.mean()), float(low), float(high))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -32,8 +32,12 @@ def bootstrap_interval(
     rows = max(1, _CHUNK // data.size)
     means = [data[generator.integers(0, data.size, (min(rows, n - start), data.size))].mean(axis=1) for start in range(0, n, rows)]
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    mean = float(data.mean())
-    return Interval(mean, min(float(low), mean), max(float(high), mean))  # equal scores: means of resamples are off by rounding
+    return interval_around(float(data.mean()), float(low), float(high))
+
+
+def interval_around(mean: float, low: float, high: float) -> Interval:
+    """The interval of a mean and two quantiles of resampled means, which of equal scores may lie on its wrong side by rounding."""
+    return Interval(mean, min(low, mean), max(high, mean))
 
 
 def paired_interval(

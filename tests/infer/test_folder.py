@@ -215,7 +215,8 @@ def test_numbers_in_names_are_channels_in_the_order_of_the_model(models, scans, 
         for number, channel in enumerate(("T1", "T2")):
             shutil.copy(case / f"{channel}.nii.gz", flat / f"{case.name}_000{number}.nii.gz")
     segment_folder(models[0], [scans], tmp_path / "named")
-    segment_folder(models[0], [flat], tmp_path / "numbered")
+    with pytest.warns(UserWarning, match="channels 0000, 0001 are taken for the model's T1, T2, in this order"):
+        segment_folder(models[0], [flat], tmp_path / "numbered")
     for name in ("case_0", "case_1"):
         np.testing.assert_array_equal(voxels(tmp_path / "numbered" / f"{name}.nii.gz"), voxels(tmp_path / "named" / f"{name}.nii.gz"))
 
