@@ -15,6 +15,7 @@ from typing import Any
 from jaxseg.errors import InputError, StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LOST = {errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT}
 _NO_FOLDER = {errno.EEXIST, errno.ENOTDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 
 
@@ -30,6 +31,10 @@ def storage_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
             raise StorageError(f"{path}: not writable ({error.strerror}); choose another --out or change its permissions") from error
+        if error.errno in _LOST:
+            raise StorageError(
+                f"{path}: this disk could not be written ({error.strerror}); see that it is there and works, and run the same command again"
+            ) from error
         raise
 
 

@@ -4,7 +4,9 @@ A checkpoint is a folder `checkpoints/000000120/` with Orbax's `state/`, `loader
 `jaxseg.manifest`), whose hashes are checked before a load."""
 
 import contextlib
+import errno
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,15 +20,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from jaxseg.errors import CheckpointError, StorageError
+from jaxseg.errors import CheckpointError
 from jaxseg.files import read_json, storage_errors, write_json
 from jaxseg.manifest import MANIFEST, STATE, finished_steps, is_finished, problem_of, write_manifest
 from jaxseg.train.parallel import Layout
 from jaxseg.train.processes import meet
 from jaxseg.train.state import array_names
 
-# Orbax writes several lines of progress a save through absl.
+# Orbax writes several lines of progress a save through absl, and the whole traceback of each error, which it raises here as well.
 logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in Path(record.pathname).parts)
 
 _FILE_BYTES = 64 << 20
 """Orbax begins a new data file at this size, so that several can be hashed at once."""
@@ -240,10 +243,11 @@ def _clean_up(target: Path) -> Iterator[None]:
             try:
                 yield
             except (ValueError, RuntimeError) as error:
+                code = re.search(r"os_error_code='(\d+)'", str(error))
+                if code:
+                    raise OSError(int(code[1]), os.strerror(int(code[1])), str(target)) from error
                 if re.search("RESOURCE_EXHAUSTED|No space left|Disk quota", str(error)):
-                    raise StorageError(
-                        f"{target}: no space left on this disk while saving; free some space and run the same command again"
-                    ) from error
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
                 raise
     except BaseException:
         if jax.process_index() == 0:

@@ -2,6 +2,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -132,7 +134,7 @@ def test_one_part_can_be_read_by_name(toy, three):
         read_arrays(three.folder / "nowhere")
 
 
-@pytest.mark.parametrize("where", ["orbax", "orbax later", "manifest"])
+@pytest.mark.parametrize("where", ["orbax", "orbax later", "lost later", "manifest"])
 def test_a_full_disk_keeps_what_was_there(toy, three, monkeypatch, where):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -141,19 +143,49 @@ def test_a_full_disk_keeps_what_was_there(toy, three, monkeypatch, where):
         def result(self):
             raise ValueError("RESOURCE_EXHAUSTED: Error writing local file: No space left on device")
 
+    class Lost(Later):
+        def result(self):
+            raise ValueError("UNKNOWN: Failed writing: Failed to write 16 bytes to file 9: Input/output error [os_error_code='5']")
+
     if where == "orbax":
         monkeypatch.setattr(checkpoint.ocp, "save_async", full)
     elif where == "orbax later":
         monkeypatch.setattr(checkpoint.ocp, "save_async", lambda *_: Later())
+    elif where == "lost later":
+        monkeypatch.setattr(checkpoint.ocp, "save_async", lambda *_: Lost())
     else:
         monkeypatch.setattr(checkpoint, "write_manifest", full)
-    with pytest.raises(StorageError, match="no space left"):
+    with pytest.raises(StorageError, match=r"could not be written \(Input/output error\)" if where == "lost later" else "no space left"):
         three.save(40, make(toy, three.layout, 4), {})
         three.wait()
     monkeypatch.undo()
     assert not (three.folder / "000000040").exists()
     restored = three.restore(make(toy, three.layout))
     assert restored is not None and restored.step == 30
+
+
+def test_a_full_disk_is_one_line_and_no_traceback(tmp_path):
+    """Orbax itself at a limit of the operating system: the largest size of a file, which is refused as a full disk is."""
+    program = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+import jax.numpy as jnp
+from jaxseg.errors import StorageError
+from jaxseg.train import Checkpoints, Layout
+checkpoints = Checkpoints({str(tmp_path)!r}, Layout("pmap"))
+checkpoints.save(1, {{"a": jnp.ones(1000)}}, {{}})
+checkpoints.wait()
+try:
+    checkpoints.save(2, {{"a": jnp.ones(1 << 20)}}, {{}})
+    checkpoints.close()
+except StorageError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert line.startswith(f"{tmp_path / '000000002'}: no space left on this disk")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000001"]
 
 
 def test_the_state_may_be_donated_right_after_the_save(toy, three):
