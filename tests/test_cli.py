@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 import jaxseg
 from jaxseg.cli import main
 from jaxseg.cli_arguments import make_parser
-from jaxseg.data.io import save_volume
+from jaxseg.data.io import load_volume, save_volume
 from jaxseg.data.volume import Volume
 from jaxseg.errors import InputError, ShapeError
-from jaxseg.zoo import create_model, save_model
+from jaxseg.zoo import create_model, load_model, save_model
 from tests.tiny_store import write_scans
 
 
@@ -160,6 +161,18 @@ def test_one_case_that_lacks_a_channel_does_not_stop_the_others(capsys, model, t
     assert main(["segment", str(model), str(folder), "--out", str(tmp_path / "out")]) == 3
     assert "case_0" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["case_1.nii.gz"]
+
+
+def test_row_16_a_case_of_a_single_slice_is_left_out_by_name(capsys, model, tmp_path):
+    folder = write_scans(tmp_path / "scans", count=2)
+    for path in (folder / "case_0").iterdir():
+        volume = load_volume(path, channels=["x"])
+        save_volume(replace(volume, array=volume.array[:, :1]), path)
+    for verb, out in ((["segment", str(model), str(folder)], "predictions"), (["prepare", str(folder)], "store")):
+        assert main([*verb, "--out", str(tmp_path / out)]) == 3
+        assert "a single slice" in (said := capsys.readouterr().err) and "case_0" in said
+    with pytest.raises(InputError, match="the scan: a single slice"):
+        jaxseg.segment(load_model(model), load_volume({name: folder / "case_0" / f"{name}.nii.gz" for name in ("T1", "T2")}))
 
 
 def test_a_folder_of_which_no_case_fits_is_an_error(capsys, model, tmp_path):

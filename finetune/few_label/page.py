@@ -203,9 +203,9 @@ def _equivalence(results: dict[str, Any]) -> Table:
         for row in results["equivalence"]
     ]
     caption = (
-        'Label equivalence: how many labels scratch needs for the same Dice. ">" is beyond the most that scratch was given, "<" below the fewest. A factor '
-        "against scratch that is gone against scratch_x4 is faster training, not fewer labels. Runs are those of the arm's that scratch "
-        "was measured with as well, at the N of the last column."
+        'Label equivalence: how many labels scratch needs for the same Dice. ">" is beyond the most that scratch was given, "<" below the fewest; an end of an '
+        'interval marked "≤" is at the fewest or below. A factor against scratch that is gone against scratch_x4 is faster training, not fewer labels. Runs '
+        "are those of the arm's that scratch was measured with as well, at the N of the last column."
     )
     return Table(["arm", "against", "N", "scratch needs", "factor", "95 % interval", "runs", "scratch at N"], rows, caption)
 
@@ -220,7 +220,7 @@ def _ends(row: dict[str, Any]) -> str:
     def said(end: float | None) -> str:
         if end is None:
             return f"> {row['most'] / at:.2f}"
-        return f"< {end:.2f}" if end <= row["fewest"] / at * (1 + 1e-9) else f"{end:.2f}"
+        return f"≤ {end:.2f}" if end <= row["fewest"] / at * (1 + 1e-9) else f"{end:.2f}"
 
     return f"{said(row['low'])} to {said(row['high'])}"
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxseg.data.cases import Case
 from jaxseg.data.io import load_label, load_volume
+from jaxseg.data.io.decoded import refuse_single_slice
 from jaxseg.data.itk import register
 from jaxseg.data.recipe import Recipe
 from jaxseg.data.scan_names import modalities_differ, modality
@@ -21,16 +22,22 @@ def load_case(case: Case, channels: Sequence[str]) -> list[Volume]:
     """Those of `channels` that the case has, one volume per file, in the order of `channels`; `stack_channels` puts them on one grid.
 
     Raises:
-        InputError: the case has none of them, or a file cannot be read.
+        InputError: the case has none of them, or a file cannot be read or holds a single slice.
     """
     wanted = channels_of(case, channels)
     if not case.packed:
-        return [load_volume(case.images[name], channels=[name], rules=case.rules) for name in wanted]
-    volume = load_volume(case.images[wanted[0]], channels=case.packed, rules=case.rules)
+        return [_load(case, name, [name]) for name in wanted]
+    volume = _load(case, wanted[0], case.packed)
     if tuple(wanted) == case.packed:
         return [volume]
     kept = [case.packed.index(name) for name in wanted]
     return [replace(volume, array=volume.array[..., kept], channels=tuple(wanted))]
+
+
+def _load(case: Case, name: str, channels: Sequence[str]) -> Volume:
+    volume = load_volume(case.images[name], channels=channels, rules=case.rules)
+    refuse_single_slice(volume.array.shape, case.images[name])
+    return volume
 
 
 def channels_of(case: Case, channels: Sequence[str]) -> list[str]:

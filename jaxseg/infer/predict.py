@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxseg.data.intensity import air_value
+from jaxseg.data.io.decoded import refuse_single_slice
 from jaxseg.data.preprocess import Recipe, apply_recipe
 from jaxseg.data.volume import Grid, Volume, to_grid, to_ras
 from jaxseg.errors import CheckpointError, InputError, ShapeError
@@ -60,11 +61,12 @@ def predict_probabilities(
         allow_missing: channels that the scan lacks become 0, as in training, instead of being refused.
         skip_air: run no window that holds nothing but air; what no other window sees of it is background.
 
-    Raises ShapeError for a scan whose channels do not fit, InputError for one that holds NaN or infinity, CheckpointError for a model whose card says
-    no recipe, or whose answer is not finite.
+    Raises ShapeError for a scan whose channels do not fit, InputError for one of a single slice or that holds NaN or infinity, CheckpointError for a
+    model whose card says no recipe, or whose answer is not finite.
     """
     recipe = recipe_of_model(model)
     _check_channels(volume, recipe, allow_missing)
+    refuse_single_slice(volume.grid.shape, "the scan")
     if not _finite(volume.array):
         raise InputError("the scan holds NaN or infinite voxels, of which nothing can be segmented: replace them (by its air, say) first")
     image, mask, grid, present = apply_recipe(volume, recipe)

@@ -697,7 +697,7 @@ def test_a_pretrained_arm_is_held_against_scratch_with_four_times_the_steps(data
     }
     assert rows["pretrained", "scratch", 2]["factor"] == pytest.approx(1)
     assert rows["pretrained", "scratch_x4", 2]["factor"] == pytest.approx(0.5)
-    assert rows["pretrained", "scratch_x4", 1]["bound"] == "<" and "< 1.00 to < 1.00" in (tmp_path / "table.md").read_text()
+    assert rows["pretrained", "scratch_x4", 1]["bound"] == "<" and "≤ 1.00 to ≤ 1.00" in (tmp_path / "table.md").read_text()
 
 
 def test_label_equivalence_takes_the_draws_that_scratch_has_and_says_how_many(data, untrained, tmp_path):

@@ -11,7 +11,7 @@ from jaxseg.data.archive.modality import UNKNOWN, folders_between, guess_modalit
 from jaxseg.data.archive.patients import owner_of, patient_key
 from jaxseg.data.archive.turning import axis_letters
 from jaxseg.data.archive.values import NAMES, Values, examine
-from jaxseg.data.io.decoded import Decoded, Rules
+from jaxseg.data.io.decoded import Decoded, Rules, refuse_single_slice
 from jaxseg.data.io.scans import ScanRef, decode_scan, printable
 from jaxseg.errors import InputError
 from jaxseg.files import sha256_of
@@ -119,8 +119,7 @@ def _describe(row: Row, decoded: Decoded) -> None:
 
 def _check_shape(row: Row, path: Path, declared: tuple[str, ...]) -> None:
     shape = row["shape"]
-    if min(shape[:3]) < 2:
-        raise InputError(f"{path}: a single slice ({'×'.join(map(str, shape))} voxels); expected a 3-D scan")
+    refuse_single_slice(shape, path)
     if len(shape) == 4 and len(declared) != shape[3]:
         said = f"{len(declared)} are declared: {', '.join(declared)}" if declared else "no channel is declared"
         raise InputError(

@@ -4,8 +4,9 @@ Called by the readers (`nifti`, `nrrd`, `metaimage`, `dicom`), and by `read` and
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -94,6 +95,12 @@ def slices_of(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
     """
     axis = int(np.argmax(np.abs(arrays[0].strides)))
     yield from zip(*(np.moveaxis(array, axis, 0) for array in arrays), strict=True)
+
+
+def refuse_single_slice(shape: Sequence[int], name: str | Path) -> None:
+    """InputError where one of the first three axes holds one voxel. Such files are read, but nothing is learnt from them or found in them."""
+    if min(shape[:3]) < 2:
+        raise InputError(f"{name}: a single slice ({'×'.join(map(str, shape[:3]))} voxels); expected a 3-D scan")
 
 
 def check_caps(shape: tuple[int, ...], dtype: np.dtype, name: str, rules: Rules) -> None:
