@@ -36,13 +36,15 @@ def restore_folder(folder: str | Path, out: str | Path, *, processes: int | None
     """Restore every case of a folder into `out`, a case a process; returns the "cases" of `restored.json`.
 
     Raises:
-        InputError: no cases, `out` lies within the folder (or is it), or holds what was made of another folder. StorageError: the disk, or another
-            run in `out`. JaxsegError: a worker process died.
+        InputError: no cases, labels that lie outside of the folder, or `out` lies within it (or is it) or holds what was made of another.
+        StorageError: the disk, or another run in `out`. JaxsegError: a worker process died.
     """
     folder, out = Path(folder).resolve(), Path(out).resolve()
     if out == folder or folder in out.parents:
         raise InputError(f"{out}: lies within the folder to restore; choose an --out outside of it")
     cases = find_cases(folder, dicom=False).cases
+    if beyond := next((path for case in cases for path in _files(case) if folder not in path.parents), None):
+        raise InputError(f"{folder}: {beyond} belongs to its cases and lies outside of it; give {folder.parent}")
     with lock_folder(out):
         known = _known(folder, out)
         waiting = [case for case in cases if case.id not in known]
@@ -67,6 +69,10 @@ def restore_folder(folder: str | Path, out: str | Path, *, processes: int | None
             if description.is_file():
                 _copy(description, out / description.relative_to(folder))
     return [known[case.id] for case in cases]
+
+
+def _files(case: Case) -> list[Path]:
+    return list(filter(None, [*dict.fromkeys(case.images.values()), case.label, case.mask, *case.anonymised]))
 
 
 def _known(folder: Path, out: Path) -> dict[str, dict[str, Any]]:
@@ -95,7 +101,7 @@ def _restore_case(case: Case, folder: Path, out: Path) -> dict[str, Any]:
         head = decoded.header
         mended[path] = nifti.encode(found.levels, head.grid, space_code=head.space_code, zipped=path.name.lower().endswith(".gz"))
         facts[name] = {key: round(value, 5) for key, value in dataclasses.asdict(found).items() if key != "levels"}
-    for path in filter(None, [*dict.fromkeys(case.images.values()), case.label, case.mask, *case.anonymised]):
+    for path in _files(case):
         target = out / path.relative_to(folder)
         if path in mended:
             write_bytes(target, mended[path])

@@ -145,7 +145,11 @@ def _paired(images: Sequence[Path], labels: Sequence[Path], channels: Sequence[s
         case, channel = _image_name(stem(path), ids, channels, numbered)
         files.append(Found(path, case, "image", channel, IMAGES.get(folder.name.lower())))
     splits = {file.case: file.split for file in files}
-    return files + [Found(path, case, "label", "", splits.get(case, LABELS.get(path.parent.name.lower()))) for path, case in owners.items()]
+    known = {(file.case, file.split) for file in files}
+    for path, case in owners.items():
+        split = LABELS.get(path.parent.name.lower())
+        files.append(Found(path, case, "label", "", split if (case, split) in known else splits.get(case, split)))
+    return files
 
 
 def _image_name(name: str, ids: set[str], channels: Sequence[str], numbered: bool) -> tuple[str, str]:

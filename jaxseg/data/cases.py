@@ -94,7 +94,8 @@ def find_cases(
 ) -> CaseSet:
     """Sort the scans of a folder into cases, by their names alone (a broken scan is found like any other).
 
-    Understands, in this order: a `dataset.json` here or one level below (nnU-Net, Medical Decathlon); BIDS (`sub-01/[ses-1/]anat/`, with
+    Understands, in this order: a `dataset.json` here or one level below (nnU-Net, Medical Decathlon), or beside this folder where it is the dataset's
+    `imagesTr/` or `imagesTs/` (then the cases of that folder, with the labels beside it); BIDS (`sub-01/[ses-1/]anat/`, with
     labels beside the images or in `derivatives/`); `imagesTr/` or `images/` with `labelsTr/` or `labels/`, or folders called after channels
     (`T1/`, `FLAIR/`, `labels/`); one flat folder (`ID_T1.nii.gz`, `ID_seg.nii.gz`); a folder per case (`STS_001/T1.nii.gz`), also deeper
     (`SITE/PATIENT/VISIT/T1.nii.gz`, whose id is `SITE_PATIENT_VISIT`) and within cases (`CASE/labels/x.nii.gz`, `CASE/followup/T1.nii.gz`; scans

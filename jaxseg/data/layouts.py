@@ -55,7 +55,7 @@ def recognise(folder: Path, label: str | None) -> tuple[list[Found], Declared, s
     root = _dataset_root(folder)
     if root is not None:
         declared = read_declared(root / "dataset.json")
-        files, kind = _from_dataset(root, declared)
+        files, kind = _from_dataset(root, declared, part=None if folder in (root, root.parent) else folder.absolute().name)
         return _found_something(folder, files), declared, kind
     if is_bids(folder):
         return [_from_bids(file) for file in bids_files(folder)], Declared(), "BIDS"
@@ -178,22 +178,32 @@ def _from_bids(file: BidsFile) -> Found:
     return Found(file.path, file.case, file.role, file.channel)
 
 
+def dataset_json(folder: Path) -> Path | None:
+    """The dataset.json that tells of a folder: its own, or the dataset's where the folder is one of a dataset (imagesTr, imagesTs); None for none."""
+    within = folder if folder.name else folder.absolute()
+    homes = [folder, within.parent] if IMAGES.get(within.name.lower()) else [folder]
+    return next((file for home in homes if (file := home / "dataset.json").is_file()), None)
+
+
 def _dataset_root(folder: Path) -> Path | None:
-    if (folder / "dataset.json").is_file():
-        return folder
+    if file := dataset_json(folder):
+        return file.parent
     below = [path.parent for path in sorted(folder.glob("*/dataset.json"))]
     if len(below) > 1:
         raise InputError(f"{folder}: several datasets lie here: {', '.join(path.name for path in below[:8])}; give one of them")
     return below[0] if below else None
 
 
-def _from_dataset(root: Path, declared: Declared) -> tuple[list[Found], str]:
+def _from_dataset(root: Path, declared: Declared, part: str | None) -> tuple[list[Found], str]:
+    """The files of a dataset, or of its cases whose images lie in the folder `part` of it; and the name of the layout."""
     data: Any = read_json(root / "dataset.json")
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
     if isinstance(data.get("training"), list) and all(isinstance(item, dict) for item in data["training"]) and "channel_names" not in data:
         images, labels = ({stem(path) for path in folders for path in _files_if(path, kinds)} for kinds in (IMAGES, LABELS))
         if not numbers_are_channels(images, labels, declared=True):
-            return _decathlon(root, data, declared), "Medical Decathlon"
+            return _decathlon(root, data, declared, part), "Medical Decathlon"
+    if part is not None:
+        folders = [path for path in folders if path.name == part or LABELS.get(path.name.lower(), "other") in (None, IMAGES[part.lower()])]
     return images_and_labels(folders, declared.channels), "nnU-Net"
 
 
@@ -208,13 +218,15 @@ def _list_of(root: Path, data: dict[str, Any], key: str) -> list[Any]:
     return found
 
 
-def _decathlon(root: Path, data: dict[str, Any], declared: Declared) -> list[Found]:
+def _decathlon(root: Path, data: dict[str, Any], declared: Declared, part: str | None) -> list[Found]:
     channels = declared.channels or ("image",)
     files = []
     listed = [(item.get("image"), item.get("label"), "train") for item in data["training"]]
     listed += [(item.get("image") if isinstance(item, dict) else item, None, "test") for item in _list_of(root, data, "test")]
     for image, label, split in listed:
         path = _inside(root, image)
+        if part is not None and path.parent.name != part:
+            continue
         files += [Found(path, stem(path), "image", channel, split) for channel in channels]
         if label:
             files.append(Found(_inside(root, label), stem(path), "label", "", split))

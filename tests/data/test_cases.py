@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from jaxseg.data.archive.walk import declared_channels
 from jaxseg.data.cases import find_cases
 from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file, numbers_are_channels, role_of, split_name
 from jaxseg.errors import InputError
@@ -149,6 +150,33 @@ def test_nnunet(lay):
         ("case_3", "test", False),
     ]
     assert found.cases[0].images["T2"] == folder / "imagesTr/case_1_0001.nii.gz"
+
+
+def test_one_folder_of_a_dataset_is_its_cases_with_their_names_and_labels(lay, monkeypatch):
+    described = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "tumour": 1}}
+    images = [f"images{part}/case_{i}_000{c}.nii.gz" for part, i in (("Tr", 1), ("Tr", 2), ("Ts", 1)) for c in (0, 1)]
+    folder = lay(*images, "labelsTr/case_1.nii.gz", "labelsTs/case_1.nii.gz", dataset=described)
+    test, train = find_cases(folder / "imagesTs"), find_cases(folder / "imagesTr")
+    for found in (test, train):
+        assert found.channels == ("T1", "T2") and found.labels == {"tumour": 1} and found.kind == "nnU-Net"
+    assert [(case.id, case.label) for case in test] == [("case_1", folder / "labelsTs/case_1.nii.gz")]
+    assert [(case.id, case.label) for case in train] == [("case_1", folder / "labelsTr/case_1.nii.gz"), ("case_2", None)]
+    assert train.cases[1].images["T2"] == folder / "imagesTr/case_2_0001.nii.gz"
+    monkeypatch.chdir(folder / "imagesTs")
+    assert [case.label.name for case in find_cases(".").labelled] == ["case_1.nii.gz"] and len(find_cases(".")) == 1
+    with pytest.raises(InputError, match="twice"):
+        find_cases(folder)
+
+
+def test_one_folder_of_a_decathlon_is_its_cases(lay):
+    described = {
+        "modality": {"0": "FLAIR", "1": "T1w"}, "labels": {"0": "background", "1": "tumour"}, "test": ["./imagesTs/c.nii.gz"],
+        "training": [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in "ab"],
+    }  # fmt: skip
+    folder = lay(*[f"{part}/{name}.nii.gz" for part in ("imagesTr", "labelsTr") for name in "ab"], "imagesTs/c.nii.gz", dataset=described)
+    assert [(case.id, case.label is None, case.packed) for case in find_cases(folder / "imagesTs")] == [("c", True, ("FLAIR", "T1w"))]
+    assert [case.id for case in find_cases(folder / "imagesTr").labelled] == ["a", "b"]
+    assert declared_channels(folder / "imagesTr", None) == ("FLAIR", "T1w") and declared_channels(folder / "labelsTr", None) == ()
 
 
 def test_a_dataset_one_level_below_is_found_and_two_are_refused(lay, tmp_path):

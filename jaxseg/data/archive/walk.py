@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxseg.data.archive.scan_row import Task
 from jaxseg.data.io.decoded import Rules
 from jaxseg.data.io.scans import SUFFIXES, ScanRef, find_scans, stem, walk
-from jaxseg.data.layouts import read_declared
+from jaxseg.data.layouts import dataset_json, read_declared
 from jaxseg.data.scan_names import numbers_are_channels
 from jaxseg.errors import InputError
 
@@ -69,11 +69,11 @@ def count_files(root: Path) -> int:
 
 
 def declared_channels(root: Path, channels: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the channels of a 4-D scan: those given, or those of a dataset.json in the root."""
+    """Names of the channels of a 4-D scan: those given, or those of the root's dataset.json."""
     if channels:
         return tuple(channels)
-    file = root / "dataset.json"
-    return read_declared(file).channels if file.is_file() else ()
+    file = dataset_json(root)
+    return () if file is None else read_declared(file).channels
 
 
 def _packed(root: Path) -> Iterator[Path]:
