@@ -1,5 +1,6 @@
 """`jaxseg VERB`: each verb calls one public function. Nothing heavy is imported before a verb needs it."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from jaxseg.cli_arguments import make_parser
 from jaxseg.errors import ConfigError, InputError, JaxsegError, Preempted
 from jaxseg.freed_memory import keep_freed_memory
+from jaxseg.warning_lines import warnings_as_lines
 
 _COMPUTING = ("demo", "run", "pretrain", "finetune", "segment")  # what trains or segments
 _LISTING = ("models", "datasets", "doctor")  # what only prints: whoever closes the pipe has seen enough
@@ -28,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.verb in _COMPUTING:
         keep_freed_memory()  # before what the verb imports starts a thread
     try:
-        return _CALLS[known.verb](known, rest) or 0
+        with contextlib.nullcontext() if debug else warnings_as_lines(f"jaxseg {known.verb}"):
+            return _CALLS[known.verb](known, rest) or 0
     except JaxsegError as error:
         if debug:
             raise
@@ -164,7 +167,7 @@ def _call_prepare(known, _rest) -> int:
     import shlex
 
     from jaxseg.data.beam import stage_on_beam
-    from jaxseg.prepare import Wishes, prepare_folder
+    from jaxseg.prepare import NAMES, Wishes, prepare_folder
     from jaxseg.progress import bar
 
     wishes = Wishes(known.spacing, known.intensity, known.resampling, known.strip, known.n4, known.register, known.defaced)
@@ -185,6 +188,7 @@ def _call_prepare(known, _rest) -> int:
             rules=_rules(known),
             like=known.like,
             keep_names=known.keep_names,
+            names=known.names,
             processes=known.processes,
             memory_gib=known.memory_gib,
             stage=None if known.beam is None else stage_on_beam(shlex.split(known.beam)),
@@ -204,6 +208,12 @@ def _call_prepare(known, _rest) -> int:
         print(
             f"{len(outside)} cases have over 1 % of their labelled voxels where the scan looks like air ({worst}: {outside[worst]:.0%}), which a network "
             "sees as empty; add a channel that shows the body (CT, MR), call the channel PET if it is one, or leave these cases out",
+            file=sys.stderr,
+        )
+    if not known.keep_names and (known.out / NAMES).is_file():
+        said = "--names FILE writes" if known.names is None else f"{known.names} says"
+        print(
+            f"case ids that may name people were replaced by keys in all that is written; {said} whose they are, for you alone (--keep-names keeps the ids)",
             file=sys.stderr,
         )
     for item in store.left_out:

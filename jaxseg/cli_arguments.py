@@ -180,6 +180,9 @@ def _prepare(verbs) -> None:
         "--beam", metavar="OPTIONS", help="prepare on Apache Beam, with its options in quotes, such as '--runner=FlinkRunner …'"
     )
     parser.add_argument("--keep-names", action="store_true", help=_KEEP_NAMES)
+    parser.add_argument(
+        "--names", metavar="FILE", type=Path, help="write which key stands for which case name, for you alone (outside of OUT)"
+    )
 
 
 def _plan(verbs) -> None:

@@ -76,6 +76,7 @@ def prepare_folder(
     rules: Rules = PLAIN,
     like: str | Path | None = None,
     keep_names: bool = False,
+    names: str | Path | None = None,
     processes: int | None = None,
     memory_gib: float | None = None,
     stage: Stage | None = None,
@@ -96,11 +97,14 @@ def prepare_folder(
         rules: what holds for files that state no orientation, or two. An index was told when it was made: others are refused.
         like: a store or model folder whose recipe is used, so that scans fit that model.
         keep_names: keep case ids that may name people; without it they become keys, made with the secret in `OUT/names.key`.
+        names: a file to write, readable by its owner alone, that says which key stands for which case id (where none was replaced, nothing).
         processes, memory_gib, stage: see `build_store`.
 
     Raises:
         InputError, GeometryError, ConfigError, StorageError: see `jaxseg.errors`; a single bad case is left out and listed in the store.
     """
+    if names is not None and Path(out).resolve() in Path(names).resolve().parents:
+        raise ConfigError(f"{names}: lies within the store, which is what leaves the archive; choose a place outside of it")
     recipe = None if like is None else recipe_of(Path(like))
     wanted = tuple(channels) if channels else (recipe.channels if recipe else None)
     if dataset is not None and label_name is not None:
@@ -132,6 +136,9 @@ def prepare_folder(
     patients = {case.id: case.patient or patient_of_bids(case.id) for case in cases} if copy is None else copy.patients
     if not keep_names and copy is None and may_name_people([*patients, *(name.partition("/")[0] for name in left_out)]):
         salt = kept_salt(Path(out) / NAMES)
+        if names is not None:
+            ids = {*patients, *(name.partition("/")[0] for name in left_out)}
+            write_json(Path(names), {patient_key(case, salt): case for case in sorted(ids)}, mode=0o600)
         cases = pseudonymous(cases, salt)
         patients = {patient_key(case, salt): patient_key(patient, salt) for case, patient in patients.items()}
         left_out = {patient_key(name.partition("/")[0], salt) + "".join(name.partition("/")[1:]): why for name, why in left_out.items()}

@@ -28,6 +28,7 @@ from jaxseg.data.io.scans import decode_path
 from jaxseg.data.overflow import restore
 from jaxseg.errors import InputError, JaxsegError
 from jaxseg.files import lock_folder, read_json, write_bytes, write_json, write_whole
+from jaxseg.warning_lines import warnings_as_lines
 
 RECORD = "restored.json"
 
@@ -142,7 +143,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--processes", type=int, help="default: one a core")
     given = parser.parse_args(arguments)
     try:
-        rows = restore_folder(given.folder, given.out, processes=given.processes)
+        with warnings_as_lines("restore_overflow"):
+            rows = restore_folder(given.folder, given.out, processes=given.processes)
     except JaxsegError as error:
         print(f"restore_overflow: error: {error}", file=sys.stderr)
         return error.exit_code

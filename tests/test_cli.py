@@ -103,6 +103,17 @@ def test_debug_shows_where_it_came_from(tmp_path):
         main(["--debug", "prepare", str(tmp_path / "absent"), "--out", str(tmp_path / "out")])
 
 
+def test_a_warning_is_a_line_of_the_command(tmp_path):
+    raw = tmp_path / "raw"
+    for number, part in enumerate(("imagesTr", "imagesTs")):
+        save_volume(Volume(np.random.rand(9, 8, 7, 1).astype(np.float32), np.eye(4), ("T1",)), raw / part / f"c_{number}_0000.nii.gz")
+    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1"}, "labels": {"background": 0}}))
+    command = [sys.executable, "-m", "jaxseg.cli", "prepare", str(raw), "--out", str(tmp_path / "store")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "jaxseg prepare: warning: " in shown and "the data set's own test scans" in shown and "RuntimeWarning" not in shown
+    assert "RuntimeWarning" in subprocess.run([*command, "--debug"], capture_output=True, text=True, check=True).stderr
+
+
 def test_a_mistyped_config_is_met_with_the_nearest(capsys):
     assert "perhaps you meant 'brain_mae'" in fails(capsys, "pretrain", "brain_mea", "--store", "s", "--out", "o")
 

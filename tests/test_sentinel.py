@@ -12,6 +12,7 @@ from jaxseg.cli import main
 from jaxseg.data.archive import read_index
 from jaxseg.data.pseudonyms import may_name_people
 from jaxseg.data.store import open_store
+from jaxseg.errors import ConfigError
 from jaxseg.prepare import prepare_folder
 from jaxseg.train.run import provenance
 from tests.dicom_files import save, stack
@@ -64,12 +65,22 @@ def test_an_index_and_a_store_name_nobody(tmp_path, capsys):
     assert main(["prepare", str(scans), "--out", str(tmp_path / "out/store")]) == 3
     printed = capsys.readouterr()
     assert "SENTINEL" not in printed.out + printed.err and "truncated" in printed.err
+    assert "replaced by keys" in printed.err and "--names FILE" in printed.err
     assert leaks(tmp_path / "out", {"index/scans.parquet"}) == []
     store = open_store(tmp_path / "out/store")
     assert len(store.names) == 2 and "SENTINEL" not in json.dumps(store.contents(store.names)) + json.dumps(store.hashes(store.names))
     before = (tmp_path / "out/store/store.json").read_bytes()
     assert main(["prepare", str(scans), "--out", str(tmp_path / "out/store")]) == 3
     assert (tmp_path / "out/store/store.json").read_bytes() == before  # the same keys again
+    capsys.readouterr()
+    assert main(["prepare", str(scans), "--out", str(tmp_path / "out/store"), "--names", str(tmp_path / "private.json")]) == 3
+    printed = capsys.readouterr()
+    assert "private.json says whose they are" in printed.err and "SENTINEL" not in printed.out + printed.err.replace(str(tmp_path), "")
+    private, [left] = json.loads((tmp_path / "private.json").read_text()), open_store(tmp_path / "out/store").left_out
+    assert (tmp_path / "private.json").stat().st_mode & 0o777 == 0o600
+    assert set(private) == {*store.names, left["name"]} and private[left["name"]] == label.parent.name
+    with pytest.raises(ConfigError, match="outside"):
+        prepare_folder(scans, tmp_path / "out/store", names=tmp_path / "out/store/names.json")
 
 
 def test_names_are_kept_when_that_is_asked_for(tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from finetune.few_label.config import FewLabelConfig
 from jaxseg.errors import JaxsegError, Preempted
 from jaxseg.freed_memory import keep_freed_memory
+from jaxseg.warning_lines import warnings_as_lines
 
 
 def run_program(name: str, arguments: list[str], work: Callable[[FewLabelConfig], bool]) -> int:
@@ -23,7 +24,8 @@ def run_program(name: str, arguments: list[str], work: Callable[[FewLabelConfig]
 
     try:
         use_cache()
-        return 3 if work(load_config(arguments[0], "few_label", FewLabelConfig, arguments[1:])) else 0
+        with warnings_as_lines(name):
+            return 3 if work(load_config(arguments[0], "few_label", FewLabelConfig, arguments[1:])) else 0
     except JaxsegError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return error.exit_code

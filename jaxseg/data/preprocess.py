@@ -255,7 +255,7 @@ def _reference(case: Case, channels: Sequence[tuple[Sequence[str], Grid]], label
         for (names, grid), offset in zip(channels, offsets, strict=True)
     )
     raise GeometryError(
-        f"case {case.id}: the label {case.label.name if case.label else ''} lies on {label.describe()}, but {grids}. "
+        f"case {case.id}: the label {case.label} lies on {label.describe()}, but {grids}. "
         "Resample the label onto the scan it was drawn on (nearest neighbour), or mend the header that is wrong"
     )
 
@@ -279,7 +279,7 @@ def _places_of_values(case: Case, values: np.ndarray, counts: np.ndarray, recipe
     if strange:
         listed = ", ".join(f"{value} ({count:,} voxels)" for value, count in list(strange.items())[:10])
         raise InputError(
-            f"case {case.id}: its label {case.label.name if case.label else ''} has values that the recipe does not name: {listed}; "
+            f"case {case.id}: its label {case.label} has values that the recipe does not name: {listed}; "
             f"expected 0 and {', '.join(f'{name} = {value}' for name, value in recipe.labels.items())}"
         )
     return places

@@ -126,6 +126,8 @@ def test_masks_belong_to_their_case_and_to_its_hash(tmp_path):
     assert inputs_hash(case, recipe()) != inputs_hash(bare, recipe())
     assert inputs_hash(bare, recipe()) == inputs_hash(bare, recipe(defaced=False))
     assert "T1_anon" not in without_paths(f"{case.anonymised[0]}: broken", case)
+    alike = Case("a", {"T1": tmp_path / "images/Jane.nii.gz"}, tmp_path / "labels/Jane.nii.gz")
+    assert without_paths(f"the label {alike.label} lies on {alike.images['T1']}", alike) == "the label label.nii.gz lies on T1.nii.gz"
 
 
 def test_a_mask_beside_the_scan_is_refused(tmp_path):
