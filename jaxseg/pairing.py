@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxseg.data import layouts, scan_names
-from jaxseg.data.io.scans import stem
+from jaxseg.data.io.scans import composed, stem
 from jaxseg.errors import InputError
 
 _LABEL_FOLDERS = {"labels", "labelstr", "labelsts"}
@@ -49,10 +49,10 @@ def label_files(folder: Path, label: str | None = None) -> dict[str, Path]:
     files = scan_names.scans_in(folder)
     within = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.lower() in _LABEL_FOLDERS)
     if files:
-        named = [(scan_names.split_name(stem(path)), path) for path in files]
+        named = [(scan_names.split_name(composed(stem(path))), path) for path in files]
         said = [scan_names.Found(path, case, "label", rest) for (case, rest), path in named if scan_names.role_of(rest) == "label"]
         said = _called(folder, said, label)
-        return _unique(folder, [(file.case, file.path) for file in said] or [(stem(path), path) for path in files])
+        return _unique(folder, [(file.case, file.path) for file in said] or [(composed(stem(path)), path) for path in files])
     try:
         found, _, _ = layouts.recognise(folder, label)
     except InputError:
@@ -64,7 +64,7 @@ def label_files(folder: Path, label: str | None = None) -> dict[str, Path]:
     found = _called(folder, [file for file in found if file.role == "label" and file.path.is_file()], label)
     case_of = {file.path: file.case for file in found}
     others = [path for place in within for path in scan_names.scans_in(place) if path not in case_of]
-    return _unique(folder, [*((case, path) for path, case in case_of.items()), *((stem(path), path) for path in others)])
+    return _unique(folder, [*((case, path) for path, case in case_of.items()), *((composed(stem(path)), path) for path in others)])
 
 
 def _called(folder: Path, labels: list[scan_names.Found], label: str | None) -> list[scan_names.Found]:
@@ -86,7 +86,7 @@ def _unique(folder: Path, files: list[tuple[str, Path]]) -> dict[str, Path]:
     if not files:
         raise InputError(f"{folder}: no label file found; expected CASE.nii.gz, CASE_seg.nii.gz, labelsTr/CASE.nii.gz or CASE/seg.nii.gz")
     by_case: dict[str, Path] = {}
-    for case, path in files:
+    for case, path in ((composed(case), path) for case, path in files):
         if case in by_case:
             raise InputError(f"{folder}: case {case} has two label files, {by_case[case].name} and {path.name}; leave one of them")
         by_case[case] = path

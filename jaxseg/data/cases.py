@@ -14,7 +14,7 @@ from jaxseg.data import layouts
 from jaxseg.data.archive.patients import is_numbered, owner_of
 from jaxseg.data.dicom_cases import dicom_cases
 from jaxseg.data.io.decoded import PLAIN, Rules
-from jaxseg.data.io.scans import ScanRef, find_scans, printable, stem
+from jaxseg.data.io.scans import ScanRef, composed, find_scans, printable, stem
 from jaxseg.data.layouts import Declared
 from jaxseg.data.packed import holds_channels, miscounted
 from jaxseg.data.scan_names import Found, is_anonymisation, is_called, is_modality, numbers_are_channels, tokens
@@ -43,7 +43,7 @@ class Case:
 
     def __post_init__(self):
         # Names on old disks need not be UTF-8; an id stands in files of ours, which are.
-        object.__setattr__(self, "id", printable(self.id))
+        object.__setattr__(self, "id", composed(printable(self.id)))
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def find_cases(
         found = _without_labels(folder, found)
     by_id: dict[tuple[str, str | None], list[Found]] = {}
     for file in found:
-        by_id.setdefault((file.case, file.split), []).append(file)
+        by_id.setdefault((composed(file.case), file.split), []).append(file)
     cases = [_case(folder, case, split, files, label) for (case, split), files in sorted(by_id.items(), key=lambda item: str(item[0]))]
     if (
         labels
@@ -185,10 +185,10 @@ def _owner(case: Case, root: Path, kind: str, numbered: Mapping[Path, bool]) -> 
 
 def _without_labels(folder: Path, found: list[Found]) -> list[Found]:
     """The images, and the masks of cases that have one."""
-    cases = {(file.case, file.split) for file in found if file.role == "image"}
+    cases = {(composed(file.case), file.split) for file in found if file.role == "image"}
     if not cases:
         raise InputError(f"{folder}: only files that are called like labels or masks, such as {found[0].path.name}; expected images")
-    return [file for file in found if file.role != "label" and (file.case, file.split) in cases]
+    return [file for file in found if file.role != "label" and (composed(file.case), file.split) in cases]
 
 
 def _case(folder: Path, case: str, split: str | None, files: list[Found], label: str | None) -> Case:

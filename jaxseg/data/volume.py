@@ -182,7 +182,7 @@ def to_grid(
     Returns: a volume on `grid`, dtype float32 for images, unchanged for labels. `source` is kept.
     """
     if volume.grid.same_as(grid, tol=1e-3):
-        return replace(volume, affine=grid.affine)
+        return replace(volume, array=volume.array if labels else volume.array.astype(np.float32, copy=False), affine=grid.affine)
     # Channel by channel, each as one block of memory.
     array = np.empty((len(volume.channels), *grid.shape), volume.array.dtype if labels else np.float32)
     for channel, out in enumerate(array):
@@ -237,18 +237,21 @@ def resample_to_spacing(
     """Resample to `spacing` (mm along x, y, z), keeping the field of view and every world position (see `spacing_grid`, `to_grid`)."""
     grid = spacing_grid(volume.grid, spacing)
     if np.allclose(volume.spacing, spacing, rtol=1e-4, atol=0) and grid.shape == volume.shape:
-        return volume
+        grid = volume.grid
     return to_grid(volume, grid, order=order, labels=labels, antialias=antialias)
 
 
 def stack_channels(volumes: Sequence[Volume], on: int = 0) -> Volume:
-    """One volume with the channels of all, on the grid of `volumes[on]`; the others are resampled onto it by world coordinates."""
+    """One float32 volume with the channels of all, on the grid of `volumes[on]`; the others are resampled onto it by world coordinates.
+
+    One volume alone is given back as it is.
+    """
     reference = volumes[on]
     if len(volumes) == 1:
         return reference
     names = tuple(name for volume in volumes for name in volume.channels)
     # Each channel stays one block of memory, x fastest as in most files: all that follows goes channel by channel.
-    array = np.empty((len(names), *reference.shape[::-1]), np.result_type(*(volume.array.dtype for volume in volumes))).T
+    array = np.empty((len(names), *reference.shape[::-1]), np.float32).T
     start = 0
     for volume in volumes:
         aligned = volume if volume is reference else to_grid(volume, reference.grid)

@@ -361,6 +361,20 @@ def test_nnunet_turns_and_scales_independently_within_its_ranges():
     assert (motion["amplitude"][bent] <= 0.2 * np.sqrt(2) * width[bent] + 1e-6).all() and 0.1 <= width.min() <= width.max() <= 0.25
 
 
+@pytest.mark.parametrize(("affine", "rotate", "rescale"), [(0.3, 0.3, 0.0), (0.5, 0.2, 0.4), (0.0, 0.4, 0.4)])
+def test_affine_rotate_and_rescale_are_drawn_independently(affine, rotate, rescale):
+    n, config = 20_000, Augment(affine=affine, rotate=rotate, rescale=rescale)
+    motion = jax.jit(jax.vmap(lambda key: draw_motion(key, config)))(keys_of(n))
+    turned, scaled = np.asarray(motion["angles"]).any(-1), (np.asarray(motion["scale"]) != 1).any(-1)
+    # Together where `affine` falls, or both of the others.
+    for share, expected in (
+        (turned, 1 - (1 - affine) * (1 - rotate)),
+        (scaled, 1 - (1 - affine) * (1 - rescale)),
+        (turned & scaled, affine + (1 - affine) * rotate * rescale),
+    ):
+        assert abs(share.mean() - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
+
+
 def test_scaling_per_axis_and_shifts_in_closed_form():
     shift = np.random.default_rng(0).normal(size=(5, 6, 7, 3)).astype(np.float32)
     where, _ = affine_coordinates((5, 6, 7), jnp.float32([1, 2, 3]), jnp.zeros(3), jnp.float32([2, 1, 4]), jnp.asarray(shift))

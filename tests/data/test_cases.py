@@ -1,6 +1,9 @@
 """Folders as people lay them out are sorted into cases by names alone; what is ambiguous is refused with the names."""
 
+import itertools
 import json
+import shutil
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -9,6 +12,7 @@ from jaxseg.data.archive.walk import declared_channels
 from jaxseg.data.cases import find_cases
 from jaxseg.data.scan_names import modalities_differ, modality, modality_of_file, numbers_are_channels, role_of, split_name
 from jaxseg.errors import InputError
+from jaxseg.pairing import label_files
 
 
 @pytest.fixture
@@ -177,6 +181,26 @@ def test_one_folder_of_a_decathlon_is_its_cases(lay):
     assert [(case.id, case.label is None, case.packed) for case in find_cases(folder / "imagesTs")] == [("c", True, ("FLAIR", "T1w"))]
     assert [case.id for case in find_cases(folder / "imagesTr").labelled] == ["a", "b"]
     assert declared_channels(folder / "imagesTr", None) == ("FLAIR", "T1w") and declared_channels(folder / "labelsTr", None) == ()
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [("images/{}.nii", "labels/{}.nii"), ("{}_T1.nii", "{}_seg.nii"), ("{}/T1.nii", "labels/{}.nii"), ("{}/{}_T1.nii", "{}/{}_seg.nii")],
+)
+def test_accents_in_one_piece_or_two_are_the_same_name(lay, layout):
+    """Copies that macOS made may hold them in two; half the files went through one."""
+    forms = [unicodedata.normalize(form, "Zoë 1") for form in ("NFC", "NFD")]
+    alone = "{}/" in layout[1]  # one folder holds both
+    for image, label in itertools.product(forms, forms):
+        folder = lay(
+            layout[0].replace("{}", image),
+            layout[1].replace("{}", image if alone else label),
+            *(name.replace("{}", "b") for name in layout),
+        )
+        assert [(case.id, case.label is not None) for case in find_cases(folder)] == [(forms[0], True), ("b", True)]
+        assert forms[0] in label_files(folder / "labels" if "labels" in layout[1] else folder)
+        shutil.rmtree(folder)
+        folder.mkdir()
 
 
 def test_a_dataset_one_level_below_is_found_and_two_are_refused(lay, tmp_path):

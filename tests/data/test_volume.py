@@ -181,6 +181,16 @@ def test_channels_are_stacked_by_world_position_not_by_index():
     assert stack_channels(blobs, on=1).grid.same_as(two)
 
 
+def test_whole_numbers_become_float32_whatever_the_grid():
+    values, half = np.arange(-3, 3, dtype=np.int16)[:, None, None, None] * np.ones((1, 4, 4, 1), np.int16), np.eye(4)
+    half[0, 3] = 0.5
+    one, other = Volume(np.zeros_like(values), np.eye(4), ("a",)), Volume(values, half, ("b",))
+    np.testing.assert_array_equal(stack_channels([one, other]).array[:, 0, 0, 1], [-3, -2.5, -1.5, -0.5, 0.5, 1.5])
+    for moved in (to_grid(one, one.grid), to_grid(one, other.grid), resample_to_spacing(one, (1, 1, 1)), stack_channels([one, other])):
+        assert moved.array.dtype == np.float32
+    assert to_grid(one, one.grid, labels=True).array.dtype == np.int16
+
+
 def test_same_as_measures_corners_in_voxels():
     grid = Grid((10, 10, 10), affine_for())
     moved = affine_for()

@@ -93,7 +93,9 @@ def draw_motion(key: Array, config: Augment) -> Batch:
     first, second = jax.random.split(key)
     turn, size = jax.random.split(second)
     both = jax.random.bernoulli(first, config.affine)
-    turned = both | jax.random.bernoulli(jax.random.fold_in(key, 0), config.rotate) if config.rotate > 0 else both
+    # A split key counts as folded with 0, 1, …: `first` is spent where `affine` is drawn.
+    coin = jax.random.fold_in(key, 6) if config.affine > 0 else first
+    turned = both | jax.random.bernoulli(coin, config.rotate) if config.rotate > 0 else both
     scaled = both | jax.random.bernoulli(jax.random.fold_in(key, 1), config.rescale) if config.rescale > 0 else both
     limit = jnp.deg2rad(jnp.asarray(config.rotation))
     angles = jax.random.uniform(turn, (3,), minval=-limit, maxval=limit)

@@ -5,6 +5,7 @@ Called by `read` (a path that a user gives) and `archive` (an index of everythin
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,11 @@ def stem(path: Path) -> str:
     lower = path.name.lower()
     suffix = next((suffix for suffix in SUFFIXES if lower.endswith(suffix)), None)
     return path.stem if suffix is None else path.name[: -len(suffix)]
+
+
+def composed(name: str) -> str:
+    """A name with its accented letters in one piece (Unicode's NFC), for comparing names: on copies that macOS made they may be in two (NFD)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def printable(path: Path | str) -> str:
