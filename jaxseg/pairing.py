@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxseg.data import layouts, scan_names
-from jaxseg.data.io.scans import composed, stem
+from jaxseg.data.io.scans import composed, name_of
 from jaxseg.errors import InputError
 
 _LABEL_FOLDERS = {"labels", "labelstr", "labelsts"}
@@ -49,10 +49,10 @@ def label_files(folder: Path, label: str | None = None) -> dict[str, Path]:
     files = scan_names.scans_in(folder)
     within = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.lower() in _LABEL_FOLDERS)
     if files:
-        named = [(scan_names.split_name(composed(stem(path))), path) for path in files]
+        named = [(scan_names.split_name(name_of(path)), path) for path in files]
         said = [scan_names.Found(path, case, "label", rest) for (case, rest), path in named if scan_names.role_of(rest) == "label"]
         said = _called(folder, said, label)
-        return _unique(folder, [(file.case, file.path) for file in said] or [(composed(stem(path)), path) for path in files])
+        return _unique(folder, [(file.case, file.path) for file in said] or [(name_of(path), path) for path in files])
     try:
         found, _, _ = layouts.recognise(folder, label)
     except InputError:
@@ -64,7 +64,7 @@ def label_files(folder: Path, label: str | None = None) -> dict[str, Path]:
     found = _called(folder, [file for file in found if file.role == "label" and file.path.is_file()], label)
     case_of = {file.path: file.case for file in found}
     others = [path for place in within for path in scan_names.scans_in(place) if path not in case_of]
-    return _unique(folder, [*((case, path) for path, case in case_of.items()), *((composed(stem(path)), path) for path in others)])
+    return _unique(folder, [*((case, path) for path, case in case_of.items()), *((name_of(path), path) for path in others)])
 
 
 def _called(folder: Path, labels: list[scan_names.Found], label: str | None) -> list[scan_names.Found]:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from jaxseg.data.io.scans import composed, stem
+from jaxseg.data.io.scans import composed, name_of
 from jaxseg.data.scan_names import (
     Found,
     is_label_word,
@@ -74,7 +74,7 @@ def files_beside(folders: Sequence[Path]) -> list[Found] | None:
     masks = [folder for folder in folders if role_of(folder.name) == "mask"]
     labels = [folder for folder in folders if folder not in masks and _may_hold_labels(folder)]
     images = [folder for folder in folders if folder not in masks and folder not in labels]
-    stems = [composed(stem(path)) for folder in images for path in scans_in(folder)]
+    stems = [name_of(path) for folder in images for path in scans_in(folder)]
     labels_of_files = [folder for folder in labels if _called_alike(folder, stems)]
     sure = [folder for folder in labels if folder in labels_of_files or folder.name.lower() in LABELS]
     images = [folder for folder in folders if folder not in masks and folder not in sure]
@@ -99,8 +99,8 @@ def labels_beside(folders: Sequence[Path], cases: Collection[str]) -> tuple[list
     """The folders of labels among folders that are cases otherwise, and their files, called by their case."""
     labels = [folder for folder in folders if folder.name.lower() in LABELS]
     cases = {composed(case) for case in cases}
-    files = [(path, _owner(composed(stem(path)), cases)) for folder in labels for path in scans_in(folder)]
-    return labels, [Found(path, case or composed(stem(path)), "label", "") for path, case in files]
+    files = [(path, _owner(name_of(path), cases)) for folder in labels for path in scans_in(folder)]
+    return labels, [Found(path, case or name_of(path), "label", "") for path, case in files]
 
 
 def _may_hold_labels(folder: Path) -> bool:
@@ -116,13 +116,11 @@ def _is_channel(folder: Path) -> bool:
 
 def _names_cases(folder: Path) -> bool:
     """Whether files are called by more than channels and labels, as T1.nii.gz and seg.nii.gz are."""
-    return all(
-        any(not is_modality(word) and role_of(word) == "image" for word in tokens(composed(stem(path)))) for path in scans_in(folder)
-    )
+    return all(any(not is_modality(word) and role_of(word) == "image" for word in tokens(name_of(path))) for path in scans_in(folder))
 
 
 def _called_alike(folder: Path, names: Collection[str]) -> bool:
-    return any(_owner(composed(stem(path)), names) is not None for path in scans_in(folder))
+    return any(_owner(name_of(path), names) is not None for path in scans_in(folder))
 
 
 def _owner(label: str, names: Collection[str]) -> str | None:
@@ -139,13 +137,13 @@ def _owner(label: str, names: Collection[str]) -> str | None:
 def _paired(images: Sequence[Path], labels: Sequence[Path], channels: Sequence[str]) -> list[Found]:
     """One kind of image folder, whose files may be several channels of a case, and the labels that belong to them."""
     paths = [(folder, path) for folder in images for path in scans_in(folder)]
-    names = {composed(stem(path)) for _, path in paths}
-    owners = {path: _owner(composed(stem(path)), names) or composed(stem(path)) for folder in labels for path in scans_in(folder)}
+    names = {name_of(path) for _, path in paths}
+    owners = {path: _owner(name_of(path), names) or name_of(path) for folder in labels for path in scans_in(folder)}
     ids = set(owners.values())
     numbered = numbers_are_channels(names, ids, declared=bool(channels))
     files = []
     for folder, path in paths:
-        case, channel = _image_name(composed(stem(path)), ids, channels, numbered)
+        case, channel = _image_name(name_of(path), ids, channels, numbered)
         files.append(Found(path, case, "image", channel, IMAGES.get(folder.name.lower())))
     splits = {file.case: file.split for file in files}
     known = {(file.case, file.split) for file in files}
@@ -182,21 +180,21 @@ def _channel_folders(images: Sequence[Path], labels: Sequence[Path], masks: Sequ
         case_of = _case_names(images, labels)
         files = [Found(path, case_of(path), "image", folder.name) for folder in images for path in scans_in(folder)]
         cases = {file.case for file in files}
-        owners = [(path, _owner(composed(stem(path)), cases) or case_of(path)) for folder in labels for path in scans_in(folder)]
+        owners = [(path, _owner(name_of(path), cases) or case_of(path)) for folder in labels for path in scans_in(folder)]
         files += [Found(path, case, "label", "") for path, case in owners]
     cases = {file.case for file in files}
-    owned = [(folder, path, _owner(composed(stem(path)), cases)) for folder in masks for path in scans_in(folder)]
+    owned = [(folder, path, _owner(name_of(path), cases)) for folder in masks for path in scans_in(folder)]
     return files + [Found(path, case, "mask", folder.name) for folder, path, case in owned if case in cases]
 
 
 def _case_names(images: Sequence[Path], labels: Sequence[Path]) -> Callable[[Path], str]:
     """Path → case id: the file's name, or what comes before its channel (p1_T1) where the names of no two folders meet without that."""
-    names = [[composed(stem(path)) for path in scans_in(folder)] for folder in images]
-    others = names + [[composed(stem(path)) for path in scans_in(folder)] for folder in labels]
+    names = [[name_of(path) for path in scans_in(folder)] for folder in images]
+    others = names + [[name_of(path) for path in scans_in(folder)] for folder in labels]
     meet = (len(images) == 1 and not labels) or any(set(one) & set(other) for i, one in enumerate(names) for other in others[i + 1 :])
-    owners = {split_name(composed(stem(path)), numbered=False)[0] for folder in labels for path in scans_in(folder)}
+    owners = {split_name(name_of(path), numbered=False)[0] for folder in labels for path in scans_in(folder)}
     numbered = numbers_are_channels({name for each in names for name in each}, owners)
     heads = [[split_name(name, numbered=numbered)[0] for name in each] for each in names]
     if meet or any(len(set(each)) < len(each) for each in heads):
-        return lambda path: composed(stem(path))
-    return lambda path: split_name(composed(stem(path)), numbered=numbered)[0]
+        return name_of
+    return lambda path: split_name(name_of(path), numbered=numbered)[0]

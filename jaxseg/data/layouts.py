@@ -12,7 +12,7 @@ from jaxseg.data.archive.patients import is_numbered
 from jaxseg.data.beside import IMAGES, LABELS, files_beside, images_and_labels, labels_beside
 from jaxseg.data.bids import BidsFile, bids_files, is_bids
 from jaxseg.data.case_folders import files_below, files_of_case, files_within, scans_below, subfolders_of
-from jaxseg.data.io.scans import composed, stem
+from jaxseg.data.io.scans import name_of, stem
 from jaxseg.data.scan_names import (
     MOST_CHANNELS,
     Found,
@@ -199,7 +199,7 @@ def _from_dataset(root: Path, declared: Declared, part: str | None) -> tuple[lis
     data: Any = read_json(root / "dataset.json")
     folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
     if isinstance(data.get("training"), list) and all(isinstance(item, dict) for item in data["training"]) and "channel_names" not in data:
-        images, labels = ({composed(stem(path)) for path in folders for path in _files_if(path, kinds)} for kinds in (IMAGES, LABELS))
+        images, labels = ({name_of(path) for path in folders for path in _files_if(path, kinds)} for kinds in (IMAGES, LABELS))
         if not numbers_are_channels(images, labels, declared=True):
             return _decathlon(root, data, declared, part), "Medical Decathlon"
     if part is not None:
@@ -227,9 +227,9 @@ def _decathlon(root: Path, data: dict[str, Any], declared: Declared, part: str |
         path = _inside(root, image)
         if part is not None and path.parent.name != part:
             continue
-        files += [Found(path, composed(stem(path)), "image", channel, split) for channel in channels]
+        files += [Found(path, name_of(path), "image", channel, split) for channel in channels]
         if label:
-            files.append(Found(_inside(root, label), composed(stem(path)), "label", "", split))
+            files.append(Found(_inside(root, label), name_of(path), "label", "", split))
     return files
 
 
@@ -241,7 +241,7 @@ def _inside(root: Path, name: object) -> Path:
 
 
 def _flat(paths: list[Path], label: str | None) -> list[Found]:
-    names = [composed(stem(path)) for path in paths]
+    names = [name_of(path) for path in paths]
     if role_first := names_with_role_first(names):
         return [Found(path, *role_first[name]) for path, name in zip(paths, names, strict=True)]
     heads: dict[str, set[str]] = {}

@@ -80,6 +80,11 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def name_of(path: Path) -> str:
+    """What a file is called, for comparing it with others: its stem, composed."""
+    return composed(stem(path))
+
+
 def printable(path: Path | str) -> str:
     """A path as text that every file format holds, also where its bytes are not UTF-8."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
