@@ -8,7 +8,8 @@ steps what a linear and a nearest-neighbour probe tell of the frozen tokens of t
 
 Tokens of 8 mm, three quarters hidden in units of two tokens (16 mm). An hour on one core.
 Of the 112 scans that could be restored, 89 to learn from, one draw, Dice with the encoder and from scratch in the `brain` config's UNETR+: 0.896 and 0.887
-with one label; mirrored left to right alone in pretraining, too (--augment.flip 0.5 0 0), 0.936 and 0.938 with five and 0.946 both with ten, so nothing;
+with one label; mirrored left to right alone in pretraining, too (--augment.flip 0.5 0 0), 0.936 and 0.938 (a second draw: 0.941 and 0.939)
+with five and 0.946 both with ten, so nothing;
 in a small UNETR at half resolution 0.835 and 0.746 with one label, 0.875 and 0.828 with five, 0.884 and 0.849 with ten. docs/results.md, "Brain".
 """
 
