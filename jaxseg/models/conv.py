@@ -1,12 +1,13 @@
 """3-D convolution, its cheap special cases (1x1x1, kernel = stride) and changes of resolution. UNETR calls these.
 
 Arrays are `(b, x, y, z, c)` and kernels `(kx, ky, kz, in, out)`. One function, `conv3d`, chooses the form by the platform that a program
-is lowered for: plain `lax.conv` on GPU and TPU; on CPU `models.conv_cpu` without strides and `models.conv_phases` with them.
+is lowered for: plain `lax.conv` on GPU and TPU; on CPU `models.conv_cpu` without strides and `models.conv_phases` with them, by
+`models.conv_groups` where channels are in groups.
 `switches.fast_paths(convolution=False)` leaves `lax.conv` alone, everywhere.
 """
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import jax
@@ -15,9 +16,11 @@ from einops import rearrange, reduce
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseg.models import conv_cpu, conv_phases, switches
+from jaxseg.models import conv_cpu, conv_groups, conv_phases, switches
+from jaxseg.models.by_platform import by_platform
 
 Factors = tuple[int, int, int]
+Pads = tuple[tuple[int, int], ...]
 
 
 def conv3d(
@@ -43,20 +46,14 @@ def conv3d(
     sx, sy, sz = (stride,) * 3 if isinstance(stride, int) else stride
     strides = (sx, sy, sz)
     kernel = kernel.astype(x.dtype)
-    if strides == (1, 1, 1) and not isinstance(padding, str) and kernel.shape[:3] == tuple(2 * p + 1 for p in padding):
-        padding = "SAME"
+    pads = _zeros_around(x, kernel, strides, padding)
+    on_cpu, native = _forms(strides, pads, groups)
     if not switches.allowed().convolution:
-        out = _lax_conv(x, kernel, strides, padding, groups)
-    elif groups > 1:
-        out = _grouped_conv(x, kernel, strides, padding, groups)
-    elif kernel.shape[:3] == strides == (1, 1, 1) and isinstance(padding, str):
+        out = native(x, kernel)
+    elif groups == 1 and kernel.shape[:3] == strides == (1, 1, 1) and not any(map(any, pads)):
         out = _pointwise(x, kernel[0, 0, 0])
-    elif strides == (1, 1, 1) and padding == "SAME":
-        out = _conv_by_platform(x, kernel)
-    elif (before := _in_whole_blocks(x, kernel, strides, padding)) is not None:
-        out = conv_phases.strided_conv(x, kernel, strides, before)
     else:
-        out = _lax_conv(x, kernel, strides, padding)
+        out = by_platform(on_cpu, native, x, kernel)
     return out if bias is None else out + bias.astype(x.dtype)
 
 
@@ -128,16 +125,11 @@ def kernel_init(key: Array, shape: tuple[int, ...], *, fan_in: int | None = None
     return jax.random.uniform(key, (math.prod(shape),), jnp.float32, -bound, bound).reshape(shape)
 
 
-def _in_whole_blocks(x, kernel, strides, padding) -> Factors | None:
-    """The zeros in front of each axis, if this is a strided convolution with ceil(n / stride) outputs, which `conv_phases` knows."""
-    sizes = kernel.shape[:3]
-    if strides == (1, 1, 1):
-        return None
-    if not isinstance(padding, str) and sizes == tuple(2 * p + 1 for p in padding):
-        return tuple(padding)
-    if sizes == strides and padding in ("VALID", (0, 0, 0)) and not any(n % s for n, s in zip(x.shape[1:4], strides)):
-        return (0, 0, 0)
-    return None
+def _zeros_around(x: Array, kernel: Array, strides: Factors, padding: str | Factors) -> Pads:
+    """The zeros in front of and behind each axis."""
+    if isinstance(padding, str):
+        return tuple((before, after) for before, after in lax.padtype_to_pads(x.shape[1:4], kernel.shape[:3], strides, padding))
+    return tuple((p, p) for p in padding)
 
 
 def _pointwise(x, matrix):
@@ -145,47 +137,30 @@ def _pointwise(x, matrix):
     return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 
 
-def _lax_conv(x, kernel, strides, padding, groups=1):
-    dims = ("NHWDC", "HWDIO", "NHWDC")
-    padding = padding if isinstance(padding, str) else [(p, p) for p in padding]
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dims, feature_group_count=groups)
+@lru_cache
+def _forms(strides: Factors, pads: Pads, groups: int):
+    """The convolution for CPUs and for all others. The same two functions each time, so that what JAX traced of them is found again."""
+    return partial(_on_cpu, strides=strides, pads=pads, groups=groups), partial(_native, strides=strides, pads=pads, groups=groups)
 
 
-def _grouped_conv(x, kernel, strides, padding, groups):
-    native = partial(_lax_conv, strides=strides, padding=padding, groups=groups)
-    alone = groups == x.shape[-1] == kernel.shape[-1]
-    if alone and strides == (1, 1, 1) and padding == "SAME" and all(k % 2 for k in kernel.shape[:3]):
-        return lax.platform_dependent(x, kernel, cpu=conv_cpu.depthwise, default=native)
-    return native(x, kernel)
+def _native(x: Array, kernel: Array, strides: Factors, pads: Pads, groups: int) -> Array:
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=("NHWDC", "HWDIO", "NHWDC"), feature_group_count=groups)
 
 
-def _plain(x, kernel):
-    return _lax_conv(x, kernel, (1, 1, 1), "SAME")
-
-
-def _plain_gradients(x, kernel, gradient):
-    return jax.vjp(_plain, x, kernel)[1](gradient)
-
-
-def _cpu(x, kernel):
-    return conv_cpu.convolve(x, kernel, conv_cpu.same(kernel.shape[:3]))
-
-
-def _cpu_gradients(x, kernel, gradient):
-    return jax.vjp(_cpu, x, kernel)[1](gradient)
-
-
-@jax.custom_vjp
-def _conv_by_platform(x, kernel):
-    return lax.platform_dependent(x, kernel, cpu=_cpu, default=_plain)
-
-
-def _forward(x, kernel):
-    return _conv_by_platform(x, kernel), (x, kernel)
-
-
-def _backward(saved, gradient):
-    return lax.platform_dependent(*saved, gradient, cpu=_cpu_gradients, default=_plain_gradients)
-
-
-_conv_by_platform.defvjp(_forward, _backward)
+def _on_cpu(x: Array, kernel: Array, strides: Factors, pads: Pads, groups: int) -> Array:
+    sizes = kernel.shape[:3]
+    if any(n + before + after < k for n, k, (before, after) in zip(x.shape[1:4], sizes, pads)):
+        return _native(x, kernel, strides, pads, groups)  # no voxel comes out
+    # Zeros further out than a kernel reaches from a voxel are part of the image for the fast forms.
+    beyond = tuple((max(0, before - k + 1), max(0, after - k + 1)) for k, (before, after) in zip(sizes, pads))
+    if any(map(any, beyond)):
+        x = jnp.pad(x, ((0, 0), *beyond, (0, 0)))
+        pads = tuple((before - b, after - a) for (before, after), (b, a) in zip(pads, beyond))
+    if sizes == (1, 1, 1):
+        sx, sy, sz = strides
+        x, convolve = x[:, ::sx, ::sy, ::sz], lambda x, kernel: _pointwise(x, kernel[0, 0, 0])
+    elif strides == (1, 1, 1):
+        convolve = partial(conv_cpu.convolve, pads=pads)
+    else:
+        convolve = partial(conv_phases.strided_conv, strides=strides, pads=pads)
+    return convolve(x, kernel) if groups == 1 else conv_groups.grouped_conv(convolve, x, kernel, groups)

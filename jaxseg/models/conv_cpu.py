@@ -2,8 +2,7 @@
 `models.conv_phases` call this.
 
 Three products, each with the same answer as `lax.conv_general_dilated` up to rounding: the value, the gradient of the input (the value
-again, with the kernel flipped) and the gradient of the kernel. And the depthwise convolution, where XLA's own is eighty times slower. Sums are
-float32 whatever the type of the input.
+again, with the kernel flipped) and the gradient of the kernel. Sums are float32 whatever the type of the input.
 """
 
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -21,11 +19,6 @@ _CACHE = 3 << 20
 """Bytes of working memory that a step of a loop may fill: what a core has for itself, and its part of what the cores share."""
 _LARGE = 16
 """Rows and columns from which on a plane is better convolved by Eigen than by YNNPACK."""
-
-
-def same(size: Sequence[int]) -> Pads:
-    """The zeros in front of and behind each axis with which as many voxels come out of a kernel of `size` as went in."""
-    return tuple(((k - 1) // 2, k // 2) for k in size)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -107,26 +100,6 @@ def _gradients(pads, saved, gradient):
 
 
 convolve.defvjp(_saved, _gradients)
-
-
-def depthwise(x: Float[Array, "b x y z c"], kernel: Float[Array, "kx ky kz 1 c"]) -> Float[Array, "b x y z c"]:
-    """Each channel with its own kernel of odd sides, zeros around: shifted images times weights, one pass for each row of the kernel's last axis."""
-    (b, nx, ny, nz, c), (kx, ky, kz) = x.shape, kernel.shape[:3]
-    # In float32 from here on, so that the gradients of the passes are summed in it too.
-    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (kx // 2, kx // 2), (ky // 2, ky // 2), (kz // 2, kz // 2), (0, 0)))
-
-    # What a pass read is read again in the backward pass, not kept: else there were a copy of the image for each.
-    @jax.checkpoint
-    def add_row(total, weights, i, j):
-        rows = lax.dynamic_slice(padded, (0, i, j, 0, 0), (b, nx, ny, padded.shape[3], c))
-        return total + sum(rows[:, :, :, k : k + nz] * weights[k] for k in range(kz))
-
-    def body(total, row):
-        return add_row(total, *row), None
-
-    i, j = np.indices((kx, ky)).reshape(2, -1)
-    rows = (kernel.reshape(kx * ky, kz, c).astype(jnp.float32), i, j)
-    return lax.scan(body, jnp.zeros(x.shape, jnp.float32), rows)[0].astype(x.dtype)
 
 
 def _rows_in_cache(rows: int, row_bytes: int) -> int:
