@@ -52,7 +52,12 @@ def file_stem(name: str) -> str:
 
 def inputs_hash(case: Case, recipe: Recipe) -> str:
     """SHA-256 over the recipe, the channel names, the bytes of every file and how these are read; InputError when a file is missing."""
-    files: dict[str, Path | None] = {**case.images, "label:": case.label, "mask:": case.mask if recipe.strip == "mask" else None}
+    # By name: prepare may have found the channels in another order than a store that names them.
+    files: dict[str, Path | None] = {
+        **dict(sorted(case.images.items())),
+        "label:": case.label,
+        "mask:": case.mask if recipe.strip == "mask" else None,
+    }
     files |= {f"anonymised:{number}": path for number, path in enumerate(case.anonymised)}
     # As before there were other rules where a case has none of its own.
     read: list[Any] = [] if case.rules == PLAIN else [asdict(case.rules)]

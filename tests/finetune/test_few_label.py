@@ -25,7 +25,7 @@ from jaxseg.data import duplicates
 from jaxseg.data.archive import index_archive
 from jaxseg.data.augment import Augment
 from jaxseg.data.catalog import open_store
-from jaxseg.data.io import load_label, save_volume
+from jaxseg.data.io import load_label, load_volume, save_volume
 from jaxseg.errors import ConfigError, Preempted, TrainingError
 from jaxseg.files import read_json, write_json
 from jaxseg.models import MAEConfig, UNETRConfig, ViTConfig
@@ -906,6 +906,17 @@ def test_scores_are_of_the_scans_that_the_store_was_made_of(data, tmp_path):
     save_volume(changed, label)
     with pytest.raises(ConfigError, match=rf"1 of 3 test cases are not those that .*: {test}; prepare the scans again"):
         run_study(config, measure=Pretended())
+
+
+def test_a_store_may_name_the_channels_in_another_order_than_they_were_found_in(tmp_path):
+    """The channel that the labels are drawn on comes first in a store, and by their names it was the last."""
+    for case in write_scans(tmp_path / "scans", 5, channels=("ADC", "T2")).iterdir():
+        image = load_volume(case / "ADC.nii.gz")
+        save_volume(dataclasses.replace(image, affine=image.affine + np.diag([0, 0, 0.5, 0])), case / "ADC.nii.gz")
+    store = prepare_folder(tmp_path / "scans", tmp_path / "store")
+    assert store.recipe.channels == ("T2", "ADC")
+    content = run_study(study(tmp_path, tmp_path / "out", labels=(1,), arms=("scratch",)), measure=Pretended()).content
+    assert {cell["status"] for cell in content["cells"]} == {"done"}
 
 
 def test_all_labels_are_equivalent_to_what_every_draw_of_scratch_needs(data, tmp_path):
