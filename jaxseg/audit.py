@@ -77,7 +77,10 @@ def _scans(folder: Path) -> list[Scan]:
     elif (folder / CARD).is_file() or (folder / "model" / CARD).is_file():
         scans = scans_of_card(card_of(folder))
     else:
-        raise InputError(f"{folder}: neither an index (scans.parquet), nor a store (store.json), nor a model folder ({CARD})")
+        raise InputError(
+            f"{folder}: neither an index (scans.parquet), nor a store (store.json), nor a model folder ({CARD})"
+            + ("; if it is a folder of scans: `jaxseg index FOLDER --out INDEX`, then the audit of INDEX" if folder.is_dir() else "")
+        )
     if not scans:
         raise InputError(f"{folder}: holds no scan that could be compared")
     return scans

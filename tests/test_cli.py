@@ -55,6 +55,11 @@ def test_help_lists_every_verb(capsys):
         assert f"    {verb} " in text
 
 
+def test_python_m_jaxseg_is_the_command(tmp_path):
+    found = subprocess.run([sys.executable, "-m", "jaxseg", "report", str(tmp_path / "absent")], capture_output=True, text=True)
+    assert found.returncode == 2 and found.stderr.startswith("jaxseg report: error: ") and "absent" in found.stderr
+
+
 @pytest.mark.parametrize(
     ("verb", "config", "field"), [("pretrain", "brain_mae", "--model.mask-ratio"), ("finetune", "brain", "--optim.lr")]
 )

@@ -74,7 +74,7 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
 
     Raises:
         ConfigError: a field is missing or wrong, a cell was measured with other settings, scans or test cases, or what is trained on shares
-            scans with the test cases (`leakage.audit_study`); or, when all other arms are filled in, an arm has settings that cannot be trained.
+            scans with the test cases (`leakage.audit_study`); or, when all others are filled in, cells have settings that cannot be trained.
         StorageError, Preempted: as fine-tuning.
     """
     missing = [name for name in ("scans", "store", "out") if not getattr(config, name)]
@@ -120,14 +120,14 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
 def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[Cell], tests: Sequence[Case], measure: Measure) -> None:
     """Measure the chosen cells that are not yet, until the minutes are over; `results.json` is written after each.
 
-    ConfigError in the end for arms whose settings cannot be trained; nothing is kept of their cells, and the other arms are filled in before.
+    ConfigError in the end for cells whose settings cannot be trained; nothing is kept of these, and the others are filled in before.
     """
     config, folder, started = plan.config, Path(plan.config.out) / "cells", time.monotonic()
     stacked: set[str] = set()
-    wrong: dict[str, str] = {}
+    wrong: dict[str, list[Cell]] = {}
     for place, cell in enumerate(chosen):
         before = read_cell(folder, cell)["status"]
-        if cell.arm.name in wrong or (before == FAILED and not config.retry_failed):
+        if before == FAILED and not config.retry_failed:
             continue
         try:
             task = _task(plan, store, cell)
@@ -148,7 +148,7 @@ def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[C
             clear_failed(folder, cell, task.identity, keep=[STEPS])
         try:
             if config.stack > 1 and cell.name not in stacked and cell.arm.kind not in ELSEWHERE:
-                beside = [each for each in chosen[place + 1 :] if each.arm.kind not in (*ELSEWHERE, *PACED) and each.arm.name not in wrong]
+                beside = [each for each in chosen[place + 1 :] if each.arm.kind not in (*ELSEWHERE, *PACED)]
                 stacked |= train_stack({cell.name: Run(task.settings, task.names), **_runs(plan, store, beside)}, config)
             print(f"few_label: {cell.name}", file=sys.stderr)
             scores = measure(task.settings, task.names, tests, store.recipe, overlap=config.overlap)
@@ -157,9 +157,10 @@ def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[C
             # Not this cell's own: every other one would meet it too.
             raise
         except ConfigError as error:
-            # Its arm's own, and kept in no cell, so that it can be mended.
-            wrong[cell.arm.name] = str(error)
-            print(f"few_label: {cell.arm.name}: {error}", file=sys.stderr)
+            # Kept in no cell, so that it can be mended. Other cells of its arm, of more labels say, need not have it.
+            if str(error) not in wrong:
+                print(f"few_label: {cell.name}: {error}", file=sys.stderr)
+            wrong.setdefault(str(error), []).append(cell)
         except Exception as error:
             if not isinstance(error, (JaxsegError, jax.errors.JaxRuntimeError)):
                 traceback.print_exc()  # a mistake of ours, or of a library: the cell keeps one line of it
@@ -167,9 +168,11 @@ def _fill_in(plan: Plan, store: Store, cells: Sequence[Cell], chosen: Sequence[C
             write_cell(folder, cell, task.identity, FAILED, reason=f"{type(error).__name__}: {error}")
         _results(plan, cells)
     if wrong:
-        raise ConfigError(
-            "; ".join(f"arm {', '.join(arm for arm in wrong if wrong[arm] == why)}: {why}" for why in dict.fromkeys(wrong.values()))
-        )
+        raise ConfigError("; ".join(f"{_told(refused)}: {why}" for why, refused in wrong.items()))
+
+
+def _told(cells: Sequence[Cell]) -> str:
+    return cells[0].name if len(cells) == 1 else f"{len(cells)} cells of {', '.join(dict.fromkeys(cell.arm.name for cell in cells))}"
 
 
 def _task(plan: Plan, store: Store, cell: Cell) -> Task | None:

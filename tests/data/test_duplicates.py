@@ -164,7 +164,7 @@ def test_strangers_share_nothing(two, tmp_path, capsys):
     for name, folder in (("one", two / "one"), ("three", tmp_path / "other")):
         index_archive(folder, tmp_path / name, salt=None)
     assert main(["audit", str(tmp_path / "one"), str(tmp_path / "three")]) == 0
-    with pytest.raises(InputError, match="neither an index"):
+    with pytest.raises(InputError, match="neither an index .*`jaxseg index FOLDER --out INDEX`"):
         audit(tmp_path / "one", tmp_path)
 
 

@@ -595,24 +595,27 @@ def test_all_labels_are_measured_once_and_stand_beside_every_draw(data, tmp_path
     assert (at_one["scratch_labels"], at_one["bound"]) == (pytest.approx(2), "")  # between one label and all five
 
 
-def test_settings_that_one_arm_cannot_have_stop_that_arm_alone(data, tmp_path):
-    """Nothing is kept of its cells: the same command, with the settings mended, fills them in."""
+def test_settings_that_some_cells_cannot_have_stop_these_alone(data, tmp_path):
+    """Nothing is kept of them: the same command, with the settings mended, fills them in."""
 
     class Wrong(Pretended):
-        def __call__(self, settings, *args, **kwargs):
+        def __call__(self, settings, names, *args, **kwargs):
             if "scratch_x4" in settings.out:
-                self.calls.append(("refused", ()))
                 raise ConfigError("crops cannot be balanced")
-            return super().__call__(settings, *args, **kwargs)
+            if len(names) == 1 and "draw1" in settings.out:
+                raise ConfigError("one label is too few")
+            return super().__call__(settings, names, *args, **kwargs)
 
     wrong, mended = Wrong(), Pretended()
-    with pytest.raises(ConfigError, match="^arm scratch_x4: crops cannot be balanced$"):
+    told = "^4 cells of scratch_x4: crops cannot be balanced; scratch/n001-draw1-seed0: one label is too few$"
+    with pytest.raises(ConfigError, match=told):
         run_study(study(data, tmp_path, arms=("scratch_x4", "scratch")), measure=wrong)
-    assert [name.split("/")[0] for name, _ in wrong.calls] == ["refused"] + 4 * ["scratch"]
-    states = {(cell["arm"], cell["status"]) for cell in read_json(tmp_path / "results.json")["cells"]}
-    assert states == {("scratch", "done"), ("scratch_x4", "not measured")}
+    assert len(wrong.calls) == 3
+    cells = read_json(tmp_path / "results.json")["cells"]
+    assert sorted((cell["arm"], cell["status"]) for cell in cells if cell["status"] == "done") == 3 * [("scratch", "done")]
+    assert {cell["status"] for cell in cells} == {"done", "not measured"}
     run_study(study(data, tmp_path, arms=("scratch_x4", "scratch")), measure=mended)
-    assert len(mended.calls) == 4
+    assert len(mended.calls) == 5
 
 
 def test_a_study_with_its_own_split_can_be_given_more_draws_later(data, tmp_path):
