@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 
 from jaxseg import __version__, report
+from jaxseg.case_picture import case_picture, how_drawn
 from jaxseg.data.archive import read_index
-from jaxseg.data.cases import Case
 from jaxseg.data.contoured import DRAWN, find_contoured
-from jaxseg.data.io import load_label, load_volume
 from jaxseg.data.io.decoded import Rules
 from jaxseg.data.pseudonyms import may_name_people, pseudonymous
 from jaxseg.data.untaught import sentence
-from jaxseg.data.volume import Volume, to_grid
 from jaxseg.errors import InputError
 from jaxseg.files import read_json
 from jaxseg.metrics import paired_interval
@@ -128,54 +126,14 @@ def _overlays(summary: dict[str, Any], job: dict[str, Any], plan: dict[str, Any]
         if case not in cases:
             parts.append(Text(f"{name}: {case}, Dice {scores[case]:.3f}; its scan is no longer in {folder}, so there is no picture of it."))
             continue
-        png = _overlay(cases[case], out, f"{name}: {case}, Dice {scores[case]:.3f}", plan["recipe"])
+        files = {arm: out / "predictions" / arm / f"{case}.nii.gz" for arm in ARMS}
+        title = f"{name}: {case}, Dice {scores[case]:.3f}"
+        png = case_picture(cases[case], files, plan["recipe"]["channels"], plan["recipe"]["labels"], title=title)
         parts.append(
             Figure(png, f"{name} case in three planes with truth and both predictions", f"The {name} case of the pretrained model.")
         )
-    drawn = "Each label has its colour." if len(values_of(plan["recipe"])) > 1 else "Contours are around what is labelled."
-    if plan["recipe"].get("regions"):
-        drawn += " Where regions overlap the innermost is shown."
-    caption = Text(f"{drawn} The patient's right is on the left of the picture.")
+    caption = Text(how_drawn(plan["recipe"]["labels"], regions=bool(plan["recipe"].get("regions"))))
     return [Section("Best, median and worst case", [caption, *parts])]
-
-
-def _overlay(case: Case, out: Path, title: str, recipe: dict[str, Any]) -> bytes:
-    assert case.label is not None
-    truth = load_label(case.label, rules=case.rules)
-    scan = load_volume(case.images[_shown(case, recipe["channels"])], rules=case.rules)
-    maps = {"truth": truth.array[..., 0]}
-    for arm in ARMS:
-        path = out / "predictions" / arm / f"{case.id}.nii.gz"
-        if path.is_file():
-            maps[arm] = to_grid(load_label(path), truth.grid, labels=True).array[..., 0]
-    image = _gray(scan if scan.grid.same_as(truth.grid) else to_grid(scan, truth.grid))
-    names = values_of(recipe)
-    if len(names) > 1:
-        return report.label_figure(image, maps, names, truth.spacing, title=title)
-    return report.overlay_figure(image, {name: np.isin(values, list(names)) for name, values in maps.items()}, truth.spacing, title=title)
-
-
-def values_of(recipe: dict[str, Any]) -> dict[int, str]:
-    """Value in a label file → its name: of regions, which share values, the smallest one that holds it."""
-    named: dict[int, tuple[int, str]] = {}
-    for name, values in recipe["labels"].items():
-        if name == "ignore":
-            continue
-        values = [values] if isinstance(values, int) else values
-        for value in values:
-            if value not in named or len(values) < named[value][0]:
-                named[value] = (len(values), name)
-    return {value: name for value, (_, name) in sorted(named.items())}
-
-
-def _shown(case: Case, channels: list[str]) -> str:
-    """The channel that shows most tumours best, or the first one that the case has."""
-    by_name = {name.lower(): name for name in case.images}
-    return next(by_name[name.lower()] for name in ("FLAIR", *channels, *case.images) if name.lower() in by_name)
-
-
-def _gray(volume: Volume) -> np.ndarray:
-    return np.asarray(volume.array[..., 0], np.float32)
 
 
 def _curves(plan: dict[str, Any], out: Path) -> Section:

@@ -34,8 +34,8 @@ GROUPS = {
 MANY = 6  # lines that one figure holds
 
 
-def write_report(out: Path, results: dict[str, Any]) -> None:
-    """Write `learning_curve.png`, `table.md` and `index.html` from what `results.json` holds."""
+def write_report(out: Path, results: dict[str, Any], pictures: Section | None = None) -> None:
+    """Write `learning_curve.png`, `table.md` and `index.html` from what `results.json` holds; `pictures` are of test cases."""
     write_bytes(out / "learning_curve.png", learning_curve_figure(_lines(results), floor=_floor_line(results)))
     scratch, others = _comparisons(results)
     scores, labels, equivalence, budgets = _scores(results), _per_label(results), _equivalence(results), _budgets(results)
@@ -47,6 +47,7 @@ def write_report(out: Path, results: dict[str, Any]) -> None:
         *([Section("Each label", [labels])] if labels.rows else []),
         Section("Against scratch", [scratch, equivalence] if scratch.rows else [Text("No arm has been measured beside scratch yet.")]),
         Section("Against each other", [others] if others.rows else [Text("No such pair of arms has been measured yet.")]),
+        *([pictures] if pictures else []),
         Section("Budgets", [budgets, Text(BUDGETS)]),
         Section("Failures", [_failures(results)] if results["failures"] else [Text("No cell failed.")]),
         *([Section("Test cases left out", [left_out])] if left_out.rows else []),

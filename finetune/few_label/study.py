@@ -24,6 +24,7 @@ from finetune.few_label.equal_time import STEPS, hash_of_pretraining, seconds_of
 from finetune.few_label.leakage import audit_study
 from finetune.few_label.measure import measure
 from finetune.few_label.page import write_report
+from finetune.few_label.pictures import picture_section
 from finetune.few_label.results import Plan, summarise
 from finetune.few_label.stacks import check_stack, train_stack
 from finetune.few_label.subsets import DRAWS, check_split, keep_split, labelled_cases
@@ -113,7 +114,7 @@ def run_study(config: FewLabelConfig, *, measure: Measure = measure, only: Seque
         finally:
             # Also when the study is told to stop: what there is of it can be looked at.
             content = _results(plan, cells)
-            write_report(out, content)
+            write_report(out, content, picture_section(out, content, possible, tests, store.recipe))
     return Results(out, content)
 
 

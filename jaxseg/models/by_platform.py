@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import jax
 from jax import lax
@@ -10,14 +11,18 @@ from jaxtyping import Array
 Form = Callable[[Array, Array], Array]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def by_platform(cpu: Form, default: Form, x: Array, kernel: Array) -> Array:
     """`cpu(x, kernel)` in programs lowered for CPUs, `default(x, kernel)` in all others, and so the gradients of each (reverse mode, first order)."""
+    return cast(Array, _by_platform(cpu, default, x, kernel))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_platform(cpu: Form, default: Form, x: Array, kernel: Array) -> Array:
     return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
 
 
 def _forward(cpu: Form, default: Form, x: Array, kernel: Array):
-    return by_platform(cpu, default, x, kernel), (x, kernel)
+    return _by_platform(cpu, default, x, kernel), (x, kernel)
 
 
 def _backward(cpu: Form, default: Form, saved: tuple[Array, Array], gradient: Array):
@@ -29,4 +34,4 @@ def _gradients(form: Form):
     return lambda x, kernel, gradient: jax.vjp(form, x, kernel)[1](gradient)
 
 
-by_platform.defvjp(_forward, _backward)
+_by_platform.defvjp(_forward, _backward)

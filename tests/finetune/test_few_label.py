@@ -911,6 +911,38 @@ def test_scores_are_of_the_scans_that_the_store_was_made_of(data, tmp_path):
         run_study(config, measure=Pretended())
 
 
+def test_the_page_shows_test_cases_with_what_the_arms_drew(data, tmp_path):
+    class Drawn(Pretended):
+        """Scratch draws the truth and its longer training nothing, but for the gains that are told apart by case."""
+
+        def __call__(self, settings, names, tests, recipe, *, overlap):
+            scores = super().__call__(settings, names, tests, recipe, overlap=overlap)
+            for place, case in enumerate(tests):
+                truth = load_label(case.label)
+                longer = "scratch_x4" in settings.out
+                (Path(settings.out) / "predictions").mkdir(parents=True, exist_ok=True)
+                save_volume(
+                    dataclasses.replace(truth, array=truth.array * (not longer)), Path(settings.out) / "predictions" / f"{case.id}.nii.gz"
+                )
+                scores["per_case"][case.id] += 0.02 * place * longer
+            return scores
+
+    config = study(data, tmp_path, draws=(0,), labels=(1,))
+    run_study(dataclasses.replace(config, cells="arms=scratch"), measure=Drawn())
+    page, (low, middle, high) = tmp_path / "index.html", read_json(tmp_path / "split.json")["test"]
+    alone = page.read_text()
+    assert "<h2>Test cases</h2>" in alone and f"best: {high}, Dice scratch 0.520" in alone and f"worst: {low}, Dice scratch 0.500" in alone
+    run_study(config, measure=Drawn())
+    both = page.read_text()
+    assert "Gains are of scratch_x4 over scratch" in both and "N = 1, draw 0, seed 0" in both
+    for word, case, place in (("largest", high, 2), ("median", middle, 1), ("smallest", low, 0)):
+        assert f"{word} gain: {case}, Dice scratch {0.5 + 0.01 * place:.3f}, scratch_x4 {0.6 + 0.03 * place:.3f}" in both
+    shutil.rmtree(tmp_path / "cells" / "scratch" / "n001-draw0-seed0" / "predictions")
+    shutil.rmtree(tmp_path / "cells" / "scratch_x4" / "n001-draw0-seed0" / "predictions")
+    run_study(config, measure=Drawn())
+    assert "<h2>Test cases</h2>" not in page.read_text()
+
+
 def test_a_store_may_name_the_channels_in_another_order_than_they_were_found_in(tmp_path):
     """The channel that the labels are drawn on comes first in a store, and by their names it was the last."""
     for case in write_scans(tmp_path / "scans", 5, channels=("ADC", "T2")).iterdir():

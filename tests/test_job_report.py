@@ -1,8 +1,0 @@
-"""The main job's page: which label a value is drawn as."""
-
-from jaxseg.job_report import values_of
-
-
-def test_a_value_is_named_after_its_label_or_the_smallest_region_that_holds_it():
-    assert values_of({"labels": {"whole": [1, 2, 4], "core": [1, 4], "enhancing": 4}}) == {1: "core", 2: "whole", 4: "enhancing"}
-    assert values_of({"labels": {"lesion": 1, "ignore": 3}}) == {1: "lesion"}
